@@ -1,0 +1,108 @@
+"""What the engine asks of a device, whether it is an MI300X or an emulated one."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A device allocation: its address, its size and the label that errors and attestations show."""
+
+    address: int
+    nbytes: int
+    label: str
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """What one launch executed, for attestation.
+
+    `executed` counts wave instructions by class ("valu", "salu", "mfma", "vmem_load", ...) where the device
+    can see them (the emulated one can), and is empty where it cannot.
+    """
+
+    symbol: str
+    code_object_sha256: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    executed: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class AccessLog:
+    """Exact read and write sets of the launches made inside `Device.watch`.
+
+    `written(buffer)` and `read(buffer)` give one bool for each byte of the buffer.
+    `stray_writes()` lists (address, nbytes, nearest buffer) of writes outside the watched buffers.
+    """
+
+    _written: dict[int, np.ndarray]
+    _read: dict[int, np.ndarray]
+
+    def written(self, buffer: Buffer) -> np.ndarray:
+        return self._written[buffer.address]
+
+    def read(self, buffer: Buffer) -> np.ndarray:
+        return self._read[buffer.address]
+
+
+class Kernel(Protocol):
+    """One kernel of a loaded code object. `arguments` lists (name, offset, size, kind) from the metadata."""
+
+    symbol: str
+    code_object_sha256: str
+    arguments: Sequence[tuple[str, int, int, str]]
+
+
+class Device(Protocol):
+    """Memory and launches. Addresses are device addresses; kernels take Buffer, int, float or np scalars."""
+
+    name: str
+
+    def allocate(self, nbytes: int, label: str) -> Buffer: ...
+
+    def free(self, buffer: Buffer) -> None: ...
+
+    def write(self, buffer: Buffer, array: np.ndarray, offset_bytes: int = 0) -> None: ...
+
+    def read(
+        self, buffer: Buffer, dtype: np.dtype, count: int, offset_bytes: int = 0
+    ) -> np.ndarray: ...
+
+    def load(self, code_object: bytes) -> dict[str, Kernel]: ...
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence,
+        dynamic_lds_bytes: int = 0,
+    ) -> LaunchRecord: ...
+
+    def synchronize(self) -> None: ...
+
+    def watch(self, buffers: Sequence[Buffer]) -> AbstractContextManager[AccessLog]: ...
+
+
+def open_device(name: str) -> Device:
+    """Open "emulated" (a gfx942 on this CPU) or "mi300x" (through the HIP runtime).
+
+    Raises:
+      DeviceUnavailable: unknown name, or no HIP runtime or MI300X on this machine.
+    """
+    from hip_engine.errors import DeviceUnavailable
+
+    if name == "emulated":
+        from hip_engine.gfx942.device import EmulatedDevice
+
+        return EmulatedDevice()
+    if name == "mi300x":
+        from hip_engine.hip.device import HipDevice
+
+        return HipDevice()
+    raise DeviceUnavailable(f"unknown device {name!r}: use emulated or mi300x")

@@ -1,0 +1,40 @@
+"""Typed errors of the engine and of its devices."""
+
+
+class EngineError(Exception):
+    """Base of every error that hip_engine raises on purpose; the message names what, where and the remedy."""
+
+
+class DeviceUnavailable(EngineError):
+    """The requested device cannot be opened on this machine."""
+
+
+class CodeObjectError(EngineError):
+    """The bytes are not a loadable gfx942 code object, or the kernel asked for is not in it."""
+
+
+class UnsupportedInstruction(CodeObjectError):
+    """A kernel holds an instruction that the emulated device does not implement."""
+
+
+class LaunchError(EngineError):
+    """A launch was refused before it started: arguments, grid, block or LDS size."""
+
+
+class OutOfDeviceMemory(EngineError):
+    """An allocation did not fit; nothing was changed."""
+
+
+class DeviceFault(EngineError):
+    """A kernel did something the hardware would fault on, while it ran.
+
+    Attributes:
+      kernel, instruction, offset: symbol, disassembled text and its byte offset in the kernel.
+      workgroup: (x, y, z); wave, lane: indices within the workgroup and the wave.
+      address: the faulting device address, or None if the fault is not a memory access.
+    """
+
+    def __init__(self, message, *, kernel, instruction, offset, workgroup, wave, lane, address=None):
+        super().__init__(message)
+        self.kernel, self.instruction, self.offset = kernel, instruction, offset
+        self.workgroup, self.wave, self.lane, self.address = workgroup, wave, lane, address
