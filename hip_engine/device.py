@@ -32,22 +32,14 @@ class LaunchRecord:
     executed: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass
-class AccessLog:
-    """Exact read and write sets of the launches made inside `Device.watch`.
-
-    `written(buffer)` and `read(buffer)` give one bool for each byte of the buffer.
-    `stray_writes()` lists (address, nbytes, nearest buffer) of writes outside the watched buffers.
-    """
-
-    _written: dict[int, np.ndarray]
-    _read: dict[int, np.ndarray]
+class AccessLog(Protocol):
+    """Exact read and write sets of the launches made inside `Device.watch`."""
 
     def written(self, buffer: Buffer) -> np.ndarray:
-        return self._written[buffer.address]
+        """One bool for each byte of `buffer`: a kernel stored to it (whatever value it stored)."""
 
     def read(self, buffer: Buffer) -> np.ndarray:
-        return self._read[buffer.address]
+        """One bool for each byte of `buffer`: a kernel loaded it."""
 
 
 class Kernel(Protocol):
@@ -86,7 +78,7 @@ class Device(Protocol):
 
     def synchronize(self) -> None: ...
 
-    def watch(self, buffers: Sequence[Buffer]) -> AbstractContextManager[AccessLog]: ...
+    def watch(self) -> AbstractContextManager[AccessLog]: ...
 
 
 def open_device(name: str) -> Device:

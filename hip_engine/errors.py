@@ -34,7 +34,9 @@ class DeviceFault(EngineError):
       address: the faulting device address, or None if the fault is not a memory access.
     """
 
-    def __init__(self, message, *, kernel, instruction, offset, workgroup, wave, lane, address=None):
+    def __init__(
+        self, message, *, kernel, instruction, offset, workgroup, wave, lane, address=None
+    ):
         super().__init__(message)
         self.kernel, self.instruction, self.offset = kernel, instruction, offset
         self.workgroup, self.wave, self.lane, self.address = workgroup, wave, lane, address
