@@ -1,0 +1,50 @@
+// Reductions over lanes and waves in a fixed order, so that the sum's bits are determined.
+#ifndef GRETA_KERNELS_REDUCE_H_
+#define GRETA_KERNELS_REDUCE_H_
+
+#include "device.h"
+
+struct Sum {
+  GRETA_DEVICE float Combine(float a, float b) { return a + b; }
+};
+
+// fmax drops a NaN; a caller that must keep it carries it in the sum it takes beside the maximum.
+struct Max {
+  GRETA_DEVICE float Combine(float a, float b) { return __builtin_fmaxf(a, b); }
+};
+
+// Combines aligned groups of `lanes` (a power of two, uniform); every lane gets its group's result.
+//
+// Steps 1 to 8 are lane exchanges inside a row of 16 (DPP); the mirrors reach the partner group,
+// whose lanes already agree. Steps 16 and 32 cross rows.
+template <class Op>
+GRETA_DEVICE float ReduceLanes(float x, int lanes) {
+  if (lanes > 1) x = Op::Combine(x, Dpp<kDppXor1>(x));
+  if (lanes > 2) x = Op::Combine(x, Dpp<kDppXor2>(x));
+  if (lanes > 4) x = Op::Combine(x, Dpp<kDppHalfMirror>(x));
+  if (lanes > 8) x = Op::Combine(x, Dpp<kDppMirror>(x));
+  if (lanes > 16) x = Op::Combine(x, FromLane(x, LaneId() ^ 16));
+  if (lanes > 32) x = Op::Combine(x, FromLane(x, LaneId() ^ 32));
+  return x;
+}
+
+// Sums lanes l, l + stride, l + 2 * stride, ... (stride a power of two from 8); all get the sum.
+GRETA_DEVICE float SumAcrossGroups(float x, int stride) {
+  if (stride <= 8) x += Dpp<kDppXor8>(x);
+  if (stride <= 16) x += FromLane(x, LaneId() ^ 16);
+  if (stride <= 32) x += FromLane(x, LaneId() ^ 32);
+  return x;
+}
+
+// Sums over a workgroup of kWaves waves: lanes first, then waves in order. All threads get the sum.
+template <int kWaves>
+GRETA_DEVICE float SumWorkgroup(float x, float* scratch_lds) {
+  x = ReduceLanes<Sum>(x, kWaveSize);
+  if (LaneId() == 0) scratch_lds[WaveId()] = x;
+  Barrier();
+  float total = scratch_lds[0];
+  for (int wave = 1; wave < kWaves; ++wave) total += scratch_lds[wave];
+  return total;
+}
+
+#endif  // GRETA_KERNELS_REDUCE_H_
