@@ -12,34 +12,37 @@ constexpr int kGemvWaves = 4;
 constexpr int kRowsPerLane = 4;
 
 struct GemvShape {
-  int lanes;               // lanes that share a row
-  int groups;              // rows side by side in a wave
-  int rows_per_workgroup;  // of one matrix
+  int log2_lanes;  // of the lanes that share a row
 
   GRETA_DEVICE GemvShape For(int D) {
     const int units = D / kUnit;
-    int lanes = 1;
-    while (lanes < kWaveSize && 2 * lanes <= units) lanes *= 2;
-    const int groups = kWaveSize / lanes;
-    return {lanes, groups, kGemvWaves * kRowsPerLane * groups};
+    return {units >= kWaveSize ? 6 : 31 - __builtin_clz(units | 1)};
+  }
+  __device__ int Lanes() const { return 1 << log2_lanes; }
+  // Rows side by side in a wave, then those of one workgroup.
+  __device__ int Groups() const { return kWaveSize >> log2_lanes; }
+  __device__ int Rows() const { return kGemvWaves * kRowsPerLane * Groups(); }
+  __device__ int Workgroups(int F) const {
+    return (F + Rows() - 1) >> (31 - __builtin_clz(Rows()));
   }
 };
 
 template <class Format>
 GRETA_DEVICE void GemvRows(const float* x_D, const uint8_t* w_FD, float* y_F, int F, int D,
                            int first_row, const GemvShape& shape) {
-  const int lane = LaneId() & (shape.lanes - 1);
-  const int group = LaneId() / shape.lanes;
+  const int lanes = shape.Lanes(), groups = shape.Groups();
+  const int lane = LaneId() & (lanes - 1);
+  const int group = LaneId() >> shape.log2_lanes;
   const int64_t row_bytes = RowBytes<Format>(D);
   const uint8_t* rows[kRowsPerLane];
   float_x4 sum[kRowsPerLane];
   for (int r = 0; r < kRowsPerLane; ++r) {
-    const int row = first_row + r * shape.groups + group;
+    const int row = first_row + r * groups + group;
     // A row past the end repeats the last one and is not stored: no branch among the loads.
     rows[r] = w_FD + row_bytes * (row < F ? row : F - 1);
     sum[r] = float_x4(0.0f);
   }
-  for (int unit = lane; unit < D / kUnit; unit += shape.lanes) {
+  for (int unit = lane; unit < D / kUnit; unit += lanes) {
     float_x4 x_low[4], x_high[4];
     for (int i = 0; i < 4; ++i) {
       x_low[i] = LoadAligned<float_x4, 16>(x_D + Format::LowStart(unit) + 4 * i);
@@ -52,7 +55,7 @@ GRETA_DEVICE void GemvRows(const float* x_D, const uint8_t* w_FD, float* y_F, in
     }
   }
   if constexpr (Format::kBlock == 1) {  // only unquantised rows can end inside a unit
-    for (int i = D / kUnit * kUnit + lane; i < D; i += shape.lanes) {
+    for (int i = D / kUnit * kUnit + lane; i < D; i += lanes) {
       for (int r = 0; r < kRowsPerLane; ++r) {
         sum[r][0] = __builtin_fmaf(Format::Element(rows[r], i), x_D[i], sum[r][0]);
       }
@@ -60,8 +63,8 @@ GRETA_DEVICE void GemvRows(const float* x_D, const uint8_t* w_FD, float* y_F, in
   }
   for (int r = 0; r < kRowsPerLane; ++r) {
     const float lane_sum = (sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]);
-    const float total = ReduceLanes<Sum>(lane_sum, shape.lanes);
-    const int row = first_row + r * shape.groups + group;
+    const float total = ReduceLanes<Sum>(lane_sum, lanes);
+    const int row = first_row + r * groups + group;
     if (lane == 0 && row < F) y_F[row] = total;
   }
 }
@@ -72,8 +75,8 @@ GRETA_DEVICE void Gemv(const float* x_TD, const uint8_t* w0_FD, const uint8_t* w
                        const uint8_t* w2_FD, float* y0_TF, float* y1_TF, float* y2_TF, int F0,
                        int F1, int F2, int D) {
   const GemvShape shape = GemvShape::For(D);
-  const int blocks0 = (F0 + shape.rows_per_workgroup - 1) / shape.rows_per_workgroup;
-  const int blocks1 = (F1 + shape.rows_per_workgroup - 1) / shape.rows_per_workgroup;
+  const int blocks0 = shape.Workgroups(F0);
+  const int blocks1 = shape.Workgroups(F1);
   int block = BlockX();
   const uint8_t* w_FD = w0_FD;
   float* y_TF = y0_TF;
@@ -85,8 +88,7 @@ GRETA_DEVICE void Gemv(const float* x_TD, const uint8_t* w0_FD, const uint8_t* w
     block -= blocks0;
     w_FD = w1_FD, y_TF = y1_TF, F = F1;
   }
-  const int first_row =
-      block * shape.rows_per_workgroup + WaveId() * kRowsPerLane * shape.groups;
+  const int first_row = block * shape.Rows() + WaveId() * kRowsPerLane * shape.Groups();
   if (first_row >= F) return;
   const int64_t token = BlockY();
   GemvRows<Format>(x_TD + token * D, w_FD, y_TF + token * F, F, D, first_row, shape);

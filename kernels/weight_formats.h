@@ -17,6 +17,13 @@ struct UnitWeights {
   float_x4 high[4];
 };
 
+// The value, with its origin hidden from the optimiser: masked nibbles stay four to a register,
+// where v_cvt_f32_ubyte0 to 3 read them, instead of being extracted one by one.
+GRETA_DEVICE uint32_t Packed(uint32_t nibbles) {
+  __asm__("" : "+v"(nibbles));
+  return nibbles;
+}
+
 GRETA_DEVICE float HalfBits(uint32_t bits) {
   return static_cast<float>(__builtin_bit_cast(half_t, static_cast<uint16_t>(bits)));
 }
@@ -43,15 +50,13 @@ struct SuperblockScales {
   float min[2];
 
   // `header`: the first 16 bytes of the superblock: d, dmin, scales.
-  GRETA_DEVICE SuperblockScales Unpack(uint_x4 header, int c) {
+  GRETA_DEVICE SuperblockScales Unpack(uint_x4 header, uint32_t c) {
     const uint32_t low4 = header[3];
-    uint32_t scales = header[1] & 0x3f3f3f3f, minima = header[2] & 0x3f3f3f3f;
-    if (c >= 2) {  // sub-blocks 4 to 7: four bits in the last word, two on top of the first words
-      scales = (low4 & 0x0f0f0f0f) | ((header[1] >> 2) & 0x30303030);
-      minima = ((low4 >> 4) & 0x0f0f0f0f) | ((header[2] >> 2) & 0x30303030);
-    }
-    scales >>= 16 * (c & 1);
-    minima >>= 16 * (c & 1);
+    // Sub-blocks 4 to 7 have four bits in the last word and two on top of the first words.
+    const uint32_t late_scales = (low4 & 0x0f0f0f0f) | ((header[1] >> 2) & 0x30303030);
+    const uint32_t late_minima = ((low4 >> 4) & 0x0f0f0f0f) | ((header[2] >> 2) & 0x30303030);
+    const uint32_t scales = (c < 2 ? header[1] & 0x3f3f3f3f : late_scales) >> (16 * (c & 1));
+    const uint32_t minima = (c < 2 ? header[2] & 0x3f3f3f3f : late_minima) >> (16 * (c & 1));
     const float d = HalfBits(header[0]), dmin = HalfBits(header[0] >> 16);
     // Exact: 11 by 6 bits.
     return {{d * static_cast<float>(scales & 0xff), d * static_cast<float>((scales >> 8) & 0xff)},
@@ -62,26 +67,26 @@ struct SuperblockScales {
 
 // Q4_K and Q5_K order their nibbles alike: 32 bytes hold 64 elements, low nibbles first.
 struct NibbleOrder {
-  GRETA_DEVICE int LowStart(int unit) {
+  GRETA_DEVICE int LowStart(uint32_t unit) {
     return 256 * (unit / 8) + 64 * (unit % 8 / 2) + 16 * (unit % 2);
   }
-  GRETA_DEVICE int HighStart(int unit) { return LowStart(unit) + 32; }
+  GRETA_DEVICE int HighStart(uint32_t unit) { return LowStart(unit) + 32; }
 };
 
 struct Q4K : NibbleOrder {
   static constexpr int kBlock = 256, kBlockBytes = 144;
 
-  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, int unit) {
+  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, uint32_t unit) {
     const uint8_t* block = row + static_cast<int64_t>(unit / kUnitsPerSuperblock) * kBlockBytes;
-    const int c = unit % 8 / 2;
+    const uint32_t c = unit % 8 / 2;
     const uint_x4 header = LoadAligned<uint_x4, 16>(block);
     const uint_x4 q = LoadAligned<uint_x4, 16>(block + 16 + 16 * (unit % 8));
     const SuperblockScales s = SuperblockScales::Unpack(header, c);
     UnitWeights w;
     for (int i = 0; i < 4; ++i) {
-      w.low[i] = Fma(BytesToFloat(q[i] & 0x0f0f0f0f), float_x4(s.d[0]), float_x4(-s.min[0]));
+      w.low[i] = Fma(BytesToFloat(Packed(q[i] & 0x0f0f0f0f)), float_x4(s.d[0]), float_x4(-s.min[0]));
       w.high[i] =
-          Fma(BytesToFloat((q[i] >> 4) & 0x0f0f0f0f), float_x4(s.d[1]), float_x4(-s.min[1]));
+          Fma(BytesToFloat(Packed((q[i] >> 4) & 0x0f0f0f0f)), float_x4(s.d[1]), float_x4(-s.min[1]));
     }
     return w;
   }
@@ -90,9 +95,9 @@ struct Q4K : NibbleOrder {
 struct Q5K : NibbleOrder {
   static constexpr int kBlock = 256, kBlockBytes = 176;
 
-  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, int unit) {
+  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, uint32_t unit) {
     const uint8_t* block = row + static_cast<int64_t>(unit / kUnitsPerSuperblock) * kBlockBytes;
-    const int c = unit % 8 / 2;
+    const uint32_t c = unit % 8 / 2;
     const uint_x4 header = LoadAligned<uint_x4, 16>(block);
     // Bit 2c of byte l is the fifth bit of element 64c + l, bit 2c + 1 that of 64c + 32 + l.
     const uint_x4 fifth = LoadAligned<uint_x4, 16>(block + 16 + 16 * (unit % 2));
@@ -103,8 +108,8 @@ struct Q5K : NibbleOrder {
       const uint32_t bits = fifth[i] >> (2 * c);
       const uint32_t low = (q[i] & 0x0f0f0f0f) | ((bits & 0x01010101) << 4);
       const uint32_t high = ((q[i] >> 4) & 0x0f0f0f0f) | ((bits & 0x02020202) << 3);
-      w.low[i] = Fma(BytesToFloat(low), float_x4(s.d[0]), float_x4(-s.min[0]));
-      w.high[i] = Fma(BytesToFloat(high), float_x4(s.d[1]), float_x4(-s.min[1]));
+      w.low[i] = Fma(BytesToFloat(Packed(low)), float_x4(s.d[0]), float_x4(-s.min[0]));
+      w.high[i] = Fma(BytesToFloat(Packed(high)), float_x4(s.d[1]), float_x4(-s.min[1]));
     }
     return w;
   }
@@ -116,15 +121,15 @@ struct Q6K {
   static constexpr int kBlock = 256, kBlockBytes = 210;
 
   // Half n of the superblock, plane p (elements 0 to 31 or 32 to 63 of it), 16 elements v.
-  GRETA_DEVICE int LowStart(int unit) {
-    const int n = unit % 8 / 4, p = unit / 2 % 2, v = unit % 2;
+  GRETA_DEVICE int LowStart(uint32_t unit) {
+    const uint32_t n = unit % 8 / 4, p = unit / 2 % 2, v = unit % 2;
     return 256 * (unit / 8) + 128 * n + 32 * p + 16 * v;
   }
-  GRETA_DEVICE int HighStart(int unit) { return LowStart(unit) + 64; }
+  GRETA_DEVICE int HighStart(uint32_t unit) { return LowStart(unit) + 64; }
 
-  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, int unit) {
+  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, uint32_t unit) {
     const uint8_t* block = row + static_cast<int64_t>(unit / kUnitsPerSuperblock) * kBlockBytes;
-    const int n = unit % 8 / 4, p = unit / 2 % 2, v = unit % 2;
+    const uint32_t n = unit % 8 / 4, p = unit / 2 % 2, v = unit % 2;
     const uint_x4 q = LoadAligned<uint_x4, 2>(block + 64 * n + 32 * p + 16 * v);
     const uint_x4 tops = LoadAligned<uint_x4, 2>(block + 128 + 32 * n + 16 * v);
     const int8_t* scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * n + v + 2 * p);
@@ -137,8 +142,8 @@ struct Q6K {
       const uint32_t bits = tops[i] >> (2 * p);
       const uint32_t low = (q[i] & 0x0f0f0f0f) | ((bits & 0x03030303) << 4);
       const uint32_t high = ((q[i] >> 4) & 0x0f0f0f0f) | (bits & 0x30303030);
-      w.low[i] = (BytesToFloat(low) - 32.0f) * d_low;
-      w.high[i] = (BytesToFloat(high) - 32.0f) * d_high;
+      w.low[i] = (BytesToFloat(Packed(low)) - 32.0f) * d_low;
+      w.high[i] = (BytesToFloat(Packed(high)) - 32.0f) * d_high;
     }
     return w;
   }
@@ -146,14 +151,14 @@ struct Q6K {
 
 // Formats whose unit is 32 consecutive elements.
 struct PlainOrder {
-  GRETA_DEVICE int LowStart(int unit) { return 32 * unit; }
-  GRETA_DEVICE int HighStart(int unit) { return 32 * unit + 16; }
+  GRETA_DEVICE int LowStart(uint32_t unit) { return 32 * unit; }
+  GRETA_DEVICE int HighStart(uint32_t unit) { return 32 * unit + 16; }
 };
 
 struct Q80 : PlainOrder {
   static constexpr int kBlock = 32, kBlockBytes = 34;
 
-  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, int unit) {
+  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, uint32_t unit) {
     const uint8_t* block = row + static_cast<int64_t>(unit) * kBlockBytes;
     const float d = HalfBits(LoadAligned<uint16_t, 2>(block));
     const uint_x4 low = LoadAligned<uint_x4, 2>(block + 2);
@@ -173,7 +178,7 @@ struct F32 : PlainOrder {
   GRETA_DEVICE float Element(const uint8_t* row, int i) {
     return LoadAligned<float, 4>(row + 4 * static_cast<int64_t>(i));
   }
-  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, int unit) {
+  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, uint32_t unit) {
     const uint8_t* p = row + static_cast<int64_t>(unit) * 4 * kUnit;
     UnitWeights w;
     for (int i = 0; i < 4; ++i) {
@@ -190,7 +195,7 @@ struct F16 : PlainOrder {
   GRETA_DEVICE float Element(const uint8_t* row, int i) {
     return HalfBits(LoadAligned<uint16_t, 2>(row + 2 * static_cast<int64_t>(i)));
   }
-  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, int unit) {
+  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, uint32_t unit) {
     const uint8_t* p = row + static_cast<int64_t>(unit) * 2 * kUnit;
     UnitWeights w;
     for (int i = 0; i < 2; ++i) {
