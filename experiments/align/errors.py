@@ -1,0 +1,25 @@
+"""Typed errors of the judge."""
+
+
+class AlignError(Exception):
+    """Base of every error the judge raises on purpose: one line with the thing and the remedy."""
+
+
+class UnequalKeys(AlignError):
+    """Two tensors that do not describe the same token, position, layer, site, prompt and model."""
+
+
+class UnknownSite(AlignError):
+    """A site or alias that is not in the contract."""
+
+
+class UnknownFault(AlignError):
+    """A fault that is not in the corpus."""
+
+
+class FaultNotApplicable(AlignError):
+    """A fault whose source text is no longer there, so that injecting it would change nothing."""
+
+
+class RecordError(AlignError):
+    """A results file cannot be written or read."""

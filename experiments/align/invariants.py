@@ -1,0 +1,105 @@
+"""KV-cache invariants from the bytes a step really wrote and read.
+
+After one decode step at position p, for every layer and kv head:
+- written: exactly the bytes of slot p, and nothing else in the cache buffers, guard bytes included;
+- read: nothing but live slots (positions 0..p);
+- covered: every live slot of this layer was read, which fails for a kernel that is handed another
+  layer's base.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where one buffer keeps the vectors of one kind, "k" or "v": the byte offset of every slot."""
+
+    kind: str
+    base_address: int
+    nbytes: int
+    slot_bytes: int
+    offsets_LKS: np.ndarray
+
+    def offset(self, layer: int, kv_head: int, position: int) -> int:
+        return int(self.offsets_LKS[layer, kv_head, position])
+
+
+@dataclass(frozen=True)
+class Access:
+    """One bool for each byte of that buffer: what the step's kernels stored to and loaded from."""
+
+    written: np.ndarray
+    read: np.ndarray
+
+
+@dataclass(frozen=True)
+class LayerInvariants:
+    """Findings of one layer at one step; empty `errors` means that all invariants held."""
+
+    layer: int
+    position: int
+    written_slots: int
+    read_slots: int
+    errors: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.errors
+
+
+def _by_slot(flags: np.ndarray, slots: Slots) -> np.ndarray:
+    """Bytes flagged in each slot, LKS, for slots anywhere in the buffer."""
+    sums = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
+    return sums[slots.offsets_LKS + slots.slot_bytes] - sums[slots.offsets_LKS]
+
+
+def _where(where: np.ndarray) -> str:
+    """`head 1 position 7`, with a count if there are more."""
+    indices = np.argwhere(where)
+    head, position = indices[0]
+    more = f" and {len(indices) - 1} more" if len(indices) > 1 else ""
+    return f"head {head} position {position}{more}"
+
+
+def _layer_errors(kind: str, slot_bytes: int, written_KS, read_KS, position: int) -> list[str]:
+    """`written_KS`, `read_KS`: bytes flagged in each slot of the layer."""
+    live = np.arange(written_KS.shape[1]) <= position
+    this = np.arange(written_KS.shape[1]) == position
+    found = []
+    if (lacking := this & (written_KS < slot_bytes)).any():
+        found.append(f"{kind} slot not wholly written: {_where(lacking)}")
+    if (stray := ~this & (written_KS > 0)).any():
+        found.append(f"{kind} written outside this token's slot: {_where(stray)}")
+    if (dead := ~live & (read_KS > 0)).any():
+        found.append(f"{kind} read beyond the live slots: {_where(dead)}")
+    if (unread := live & (read_KS < slot_bytes)).any():
+        found.append(f"{kind} live slot never read: {_where(unread)}")
+    return found
+
+
+def _outside(slots: Slots, access: Access) -> str:
+    """Bytes of the buffer that belong to no slot and were written."""
+    covered = int(_by_slot(access.written, slots).sum())
+    stray = int(access.written.sum()) - covered
+    return f"{slots.kind}: {stray} bytes written outside every slot" if stray else ""
+
+
+def check_step(
+    slots: list[Slots], accesses: list[Access], position: int
+) -> tuple[list[LayerInvariants], list[str]]:
+    """Invariants of every layer after one step, and what was written outside every slot."""
+    written = [_by_slot(a.written, s) for s, a in zip(slots, accesses, strict=True)]
+    read = [_by_slot(a.read, s) for s, a in zip(slots, accesses, strict=True)]
+    layers = []
+    for layer in range(slots[0].offsets_LKS.shape[0]):
+        errors = []
+        for s, written_LKS, read_LKS in zip(slots, written, read, strict=True):
+            errors += _layer_errors(
+                s.kind, s.slot_bytes, written_LKS[layer], read_LKS[layer], position
+            )
+        counts = [int(sum((a[layer] > 0).sum() for a in which)) for which in (written, read)]
+        layers.append(LayerInvariants(layer, position, *counts, tuple(errors)))
+    stray = [text for s, a in zip(slots, accesses, strict=True) if (text := _outside(s, a))]
+    return layers, stray

@@ -1,0 +1,128 @@
+"""The ladder of verdicts for one tensor: the first rung that fails is the verdict."""
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.align import floors, metrics
+from experiments.align.budget import Budget, budget
+from experiments.align.trace import Key
+
+
+class Status(enum.StrEnum):
+    """Rungs of the ladder, and what can be said of a tensor that passed or could not be judged."""
+
+    EXACT = "exact"
+    WITHIN_FLOOR = "within_floor"
+    FUSED = "fused"
+    MISSING = "missing"
+    VACUOUS = "vacuous"
+    INCONCLUSIVE = "inconclusive"
+    ABOVE_FLOOR = "above_floor"
+    STRUCTURAL = "structural"
+    NONFINITE = "nonfinite"
+    DTYPE = "dtype"
+    SHAPE = "shape"
+
+
+CLEAN = frozenset({Status.EXACT, Status.WITHIN_FLOOR})
+UNDECIDED = frozenset({Status.MISSING, Status.VACUOUS, Status.INCONCLUSIVE})
+FAILED = frozenset(
+    {Status.ABOVE_FLOOR, Status.STRUCTURAL, Status.NONFINITE, Status.DTYPE, Status.SHAPE}
+)
+SEVERITY = {status: rank for rank, status in enumerate(Status)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything one verdict is made of: plain arrays, and what the engine declared.
+
+    `floor` bounds |got - op64(in_got)| at the engine's declared precision, `closure_bound` bounds
+    |op64(in_ref) - ref| at the oracle's own.
+    """
+
+    key: Key
+    ref: np.ndarray
+    got: np.ndarray
+    op64_ref: np.ndarray
+    op64_got: np.ndarray
+    floor: floors.Floor
+    closure_bound: np.ndarray
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    inputs_finite: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one tensor of one token, with the numbers it rests on.
+
+    `inherited` marks a non-finite tensor whose inputs were already non-finite: not this op's fault.
+    """
+
+    key: Key
+    status: Status
+    reason: str
+    total: metrics.Size | None = None
+    local: metrics.Size | None = None
+    propagated: metrics.Size | None = None
+    floor_max: float | None = None
+    ratio_max: float | None = None
+    ratio_at: tuple[int, ...] | None = None
+    closure_ratio: float | None = None
+    inherited: bool = False
+
+    @property
+    def blames_this_op(self) -> bool:
+        return self.status in FAILED and not self.inherited
+
+
+def _local_failure(parts: Budget, op64_got: np.ndarray, floor: np.ndarray) -> Status:
+    """Structural if the local error is nearer, in octaves, to the signal than to the floor."""
+    error, signal, least = (metrics.rms(a) for a in (parts.local, op64_got, floor))
+    return Status.STRUCTURAL if error**2 >= least * signal else Status.ABOVE_FLOOR
+
+
+def judge(case: Case) -> Judgement:
+    """Climbs the ladder shape, dtype, non-finite, closure, numeric for one tensor."""
+    got = case.got
+    if got.shape != case.shape or case.ref.shape != case.shape:
+        reason = f"expected {case.shape}, reference {case.ref.shape}, got {got.shape}"
+        return Judgement(case.key, Status.SHAPE, reason)
+    if got.dtype != case.dtype:
+        reason = f"declared {np.dtype(case.dtype).name}, got {got.dtype.name}"
+        return Judgement(case.key, Status.DTYPE, reason)
+    floor = np.broadcast_to(case.floor.array(), case.shape)
+    parts = budget(case.ref, got, case.op64_ref, case.op64_got, case.closure_bound)
+    ratio = floors.ratio(parts.local, floor)
+    worst = metrics.size(ratio)
+    numbers = dict(
+        total=metrics.size(parts.total),
+        local=metrics.size(parts.local),
+        propagated=metrics.size(parts.propagated),
+        floor_max=float(np.max(floor, initial=0.0)),
+        ratio_max=worst.max,
+        ratio_at=worst.at,
+        closure_ratio=parts.closure_ratio,
+    )
+    if (broken := ~np.isfinite(got) & ~(np.isinf(got) & (got == case.op64_got))).any():
+        first = tuple(int(i) for i in np.argwhere(broken)[0])
+        inputs = "clean" if case.inputs_finite else "already not finite"
+        reason = f"first {got[first]} at {first}, inputs {inputs}"
+        inherited = not case.inputs_finite
+        return Judgement(case.key, Status.NONFINITE, reason, inherited=inherited, **numbers)
+    if not parts.closes:
+        reason = f"the oracle does not replay itself: {parts.closure_ratio:.3g} x its bound"
+        return Judgement(case.key, Status.INCONCLUSIVE, reason, **numbers)
+    if worst.max > 1.0:
+        status = _local_failure(parts, case.op64_got, floor)
+        reason = f"local error {worst.max:.3g} x the floor at {worst.at}"
+        return Judgement(case.key, status, reason, **numbers)
+    status = Status.EXACT if numbers["local"].max == 0.0 else Status.WITHIN_FLOOR
+    return Judgement(case.key, status, "", **numbers)
+
+
+def worst(judgements: list[Judgement]) -> Judgement:
+    """The most severe judgement, the largest ratio to the floor among equals."""
+    return max(judgements, key=lambda j: (SEVERITY[j.status], j.ratio_max or 0.0))

@@ -1,0 +1,215 @@
+"""Flags that every experiment shares, with GRETA_* variables as defaults; and JAX's settings."""
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from absl import flags
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = Path(__file__).resolve().parent / "prompts"
+DEFAULT_MODEL = ROOT / "models" / "greta-tiny-32l" / "greta-tiny-32l-Q4_K_M.gguf"
+
+EXIT_PASS, EXIT_FAIL, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_ORACLE = range(5)
+
+# Variables of GRETA's own scripts, and the flag whose default each one is.
+GRETA_VARIABLES = {
+    "GRETA_TRACE_ATTN_DECODE_VERIFY": "attn_verify",
+    "GRETA_TRACE_KV_INVARIANTS": "kv_invariants",
+    "GRETA_TRACE_ATTN_LAYERS": "layers",
+    "GRETA_TRACE_ATTN_POINTS": "points",
+    "GRETA_ATTN_DECODE_REF": "decode_ref",
+    "GRETA_FORCE_ATTN_DECODE_KERNEL": "route",
+    "GRETA_FORCE_ATTN_DECODE_MATMUL": "route",
+}
+
+
+class UsageError(Exception):
+    """Bad flags, variables or files: one line that names the thing and the remedy."""
+
+
+_FLAGS = (
+    (flags.DEFINE_string, "model", str(DEFAULT_MODEL), "GGUF file that both sides load."),
+    (flags.DEFINE_list, "prompt", ["p4_sys", "p5_ba"], "Shipped prompts, or text files."),
+    (flags.DEFINE_string, "route", "manual/valu", "auto|manual|fused / auto|valu|mfma."),
+    (flags.DEFINE_string, "layers", "0,1,2,31", "Layers to judge: 0,4-7 for example, or all."),
+    (flags.DEFINE_list, "points", ["all"], "Sites to judge: attn.out, or GRETA's names, or all."),
+    (flags.DEFINE_integer, "max_tokens", 2, "Decode steps, on the oracle's greedy tokens."),
+    (flags.DEFINE_enum, "precision", "fp64", ["fp64", "fp32"], "Arithmetic of the oracle."),
+    (flags.DEFINE_enum, "device", "emulated", ["emulated", "mi300x"], "What runs the code."),
+    (flags.DEFINE_string, "kv_dtype", "fp32", "Storage of the engine's KV cache."),
+    (flags.DEFINE_string, "out_dir", None, "Results; default artifacts/alignment/<date>."),
+    (flags.DEFINE_string, "inject_fault", None, "Run with a named fault, which must be found."),
+    (flags.DEFINE_bool, "attn_verify", True, "Write a record for each decode step and layer."),
+    (flags.DEFINE_bool, "kv_invariants", True, "Check the bytes that decode steps write and read."),
+    (flags.DEFINE_bool, "decode_ref", True, "Judge against the oracle: else nothing can pass."),
+    (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
+)
+
+
+def define() -> flags.FlagValues:
+    """A fresh set of the shared flags; nothing is kept between two calls of one process."""
+    values = flags.FlagValues()
+    for definer, *arguments in _FLAGS:
+        definer(*arguments, flag_values=values)
+    return values
+
+
+@dataclass(frozen=True)
+class Config:
+    """The effective configuration: what a run really used, and where each value came from."""
+
+    model: str
+    prompt: tuple[str, ...]
+    route: str
+    layers: str
+    points: tuple[str, ...]
+    max_tokens: int
+    precision: str
+    device: str
+    kv_dtype: str
+    out_dir: str
+    inject_fault: str | None
+    attn_verify: bool
+    kv_invariants: bool
+    decode_ref: bool
+    debug: bool
+    sources: tuple[tuple[str, str], ...]
+
+    def as_record(self) -> dict:
+        return asdict(self) | {"sources": dict(self.sources)}
+
+
+def _unknown_variables(environ: dict[str, str]) -> None:
+    for name in sorted(environ):
+        if name.startswith("GRETA_") and name not in GRETA_VARIABLES:
+            near = difflib.get_close_matches(name, GRETA_VARIABLES, 1, cutoff=0)[0]
+            raise UsageError(
+                f"unknown variable {name}: nothing reads it; nearest is {near} (unset {name})"
+            )
+
+
+def _switch(name: str, value: str) -> bool:
+    if value not in ("0", "1"):
+        raise UsageError(f"{name}={value!r}: use 0 or 1")
+    return value == "1"
+
+
+def _from_environment(values: flags.FlagValues, environ: dict[str, str]) -> dict[str, tuple]:
+    """Flag name to (value, source) for every GRETA_* variable that is set and not overruled."""
+    _unknown_variables(environ)
+    found = {}
+    for variable, flag in GRETA_VARIABLES.items():
+        if variable not in environ or values[flag].present:
+            continue
+        text = environ[variable]
+        if flag == "points":
+            found[flag] = (text.split(","), variable)
+        elif flag == "layers":
+            found[flag] = (text, variable)
+        elif flag != "route":
+            found[flag] = (_switch(variable, text), variable)
+    forced = [v for v, flag in GRETA_VARIABLES.items() if flag == "route" and v in environ]
+    if forced and not values["route"].present:
+        default = values["route"].default.split("/")
+        names = ("GRETA_FORCE_ATTN_DECODE_KERNEL", "GRETA_FORCE_ATTN_DECODE_MATMUL")
+        parts = [environ.get(name, part) for name, part in zip(names, default, strict=True)]
+        found["route"] = ("/".join(parts), "+".join(forced))
+    return found
+
+
+def effective(values: flags.FlagValues, environ: dict[str, str], default_out_dir: str) -> Config:
+    """Command line over GRETA_* variables over defaults. Raises UsageError."""
+    overrides = _from_environment(values, environ)
+    chosen, sources = {}, []
+    for name in Config.__dataclass_fields__:
+        if name == "sources":
+            continue
+        value, source = overrides.get(
+            name, (values[name].value, "flag" if values[name].present else "default")
+        )
+        chosen[name] = tuple(value) if isinstance(value, list) else value
+        sources.append((name, source))
+    chosen["out_dir"] = chosen["out_dir"] or default_out_dir
+    return Config(**chosen, sources=tuple(sources))
+
+
+def parse_layers(text: str, layers_in_model: int) -> tuple[int, ...]:
+    """Layers of `0,4-7` or `all`, sorted. Raises UsageError for one the model does not have."""
+    if text == "all":
+        return tuple(range(layers_in_model))
+    chosen = set()
+    for part in text.split(","):
+        if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
+            raise UsageError(f"--layers={text}: {part!r} is no layer; use 0,1,2,31 or 0-3 or all")
+        first, last = int(match[1]), int(match[2] or match[1])
+        chosen.update(range(first, last + 1))
+    for layer in sorted(chosen):
+        if layer >= layers_in_model:
+            raise UsageError(
+                f"layer {layer} does not exist: the model has layers 0 to {layers_in_model - 1}"
+            )
+    return tuple(sorted(chosen))
+
+
+def prompt_text(name: str) -> str:
+    """The text of a shipped prompt or of a file. Raises UsageError with the known names."""
+    for path in (PROMPTS / f"{name}.txt", Path(name)):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    known = ", ".join(sorted(path.stem for path in PROMPTS.glob("*.txt")))
+    raise UsageError(f"unknown prompt {name!r}: use one of {known}, or the path of a text file")
+
+
+def configure_jax() -> None:
+    """fp64, strict promotion, and compiled programs kept between runs in the user's cache."""
+    import jax
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "greta-jax" / "xla"
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def run(
+    main: Callable[[Config], int],
+    doc: str,
+    argv: list[str] | None = None,
+    expected: tuple[type[Exception], ...] = (),
+) -> int:
+    """Parses flags and calls `main`; an expected error becomes one line and exit 2."""
+    argv = list(sys.argv if argv is None else argv)
+    values = define()
+    if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
+        print(f"{doc.strip()}\n\nFlags:\n{values.module_help(sys.modules[__name__])}")
+        return EXIT_PASS
+    debug = any(re.fullmatch("--debug(=(true|1))?", arg) for arg in argv)
+    try:
+        rest = values(argv)[1:]
+        if rest:
+            raise UsageError(f"unexpected argument {rest[0]!r}: flags look like --prompt=p4_sys")
+        return main(effective(values, dict(os.environ), _dated_out_dir()))
+    except (UsageError, flags.Error, *expected) as error:
+        if debug:
+            traceback.print_exc()
+        line = " ".join(str(error).split())
+        print(f"{Path(argv[0]).stem}: {line}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _dated_out_dir() -> str:
+    import datetime
+
+    return str(Path("artifacts") / "alignment" / datetime.date.today().isoformat())
