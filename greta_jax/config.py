@@ -1,0 +1,154 @@
+"""The model's hyperparameters, from GGUF keys: each key is used, ignored by name, or refused."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from greta_jax.errors import ConfigError
+
+ARCHITECTURES = ("llama",)
+
+IGNORED_PREFIXES = ("general.", "tokenizer.", "quantize.imatrix.", "split.")
+"""Descriptions, the tokenizer's keys (see greta_jax.tokenizer), and the quantiser's notes."""
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What the ops of one layer need to know; equal for equal layers, so they compile once."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rms_eps: float
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """A complete description of a dense Llama. Dimension letters as in WORKSPACE_NOTES.md."""
+
+    architecture: str
+    layers: int
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    context: int
+    rms_eps: float
+    rope_base: float
+    rope_factors: tuple[float, ...] | None = None
+    """Divisors of the rotation frequencies (`rope_freqs.weight` of Llama 3.1), H/2 of them."""
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Size by dimension letter."""
+        return {
+            "L": self.layers,
+            "D": self.dim,
+            "N": self.heads,
+            "K": self.kv_heads,
+            "H": self.head_dim,
+            "F": self.ffn,
+            "V": self.vocab,
+        }
+
+    def layer(self, layer: int) -> LayerConfig:
+        """What the ops of one layer need."""
+        del layer
+        return LayerConfig(self.heads, self.kv_heads, self.head_dim, self.rms_eps)
+
+    def rotation(self, positions_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine and sine [T, H/2], fp64, of position * base^(-2i/H) / factor_i (RoFormer)."""
+        exponent = -2.0 * np.arange(self.head_dim // 2) / self.head_dim
+        frequency = np.float64(self.rope_base) ** exponent
+        if self.rope_factors is not None:
+            frequency = frequency / np.asarray(self.rope_factors, np.float64)
+        angle_TR = np.asarray(positions_T, np.float64)[:, None] * frequency[None, :]
+        return np.cos(angle_TR), np.sin(angle_TR)
+
+    @classmethod
+    def from_gguf(cls, metadata: dict[str, Any], where: str = "metadata") -> "LlamaConfig":
+        """Builds the configuration.
+
+        Raises:
+          ConfigError: unknown architecture; a key is missing, unknown, mistyped or contradictory.
+        """
+        return _KeyReader(metadata, where).config()
+
+
+class _KeyReader:
+    """Takes keys out of the metadata and refuses whatever is left."""
+
+    def __init__(self, metadata: dict[str, Any], where: str):
+        self.metadata, self.where = metadata, where
+        self.unused = {k for k in metadata if not k.startswith(IGNORED_PREFIXES)}
+        self.architecture = metadata.get("general.architecture")
+
+    def fail(self, what: str, remedy: str) -> ConfigError:
+        return ConfigError(what, where=self.where, remedy=remedy)
+
+    def take(self, name: str, kind: type, default=None):
+        """The value of `<architecture>.<name>`, which must be a positive number of that kind."""
+        key = f"{self.architecture}.{name}"
+        self.unused.discard(key)
+        value = self.metadata.get(key, default)
+        if value is None:
+            raise self.fail(f"key {key!r} is missing", "convert the model again")
+        accepted = (int, float) if kind is float else int
+        if isinstance(value, bool) or not isinstance(value, accepted) or not value > 0:
+            raise self.fail(f"{key} is {value!r}", f"it must be a positive {kind.__name__}")
+        return kind(value)
+
+    def require(self, condition: bool, what: str) -> None:
+        if not condition:
+            raise self.fail(f"contradictory keys: {what}", "convert the model again")
+
+    def config(self) -> LlamaConfig:
+        if self.architecture not in ARCHITECTURES:
+            raise self.fail(
+                f"architecture {self.architecture!r} is not supported",
+                f"supported: {', '.join(ARCHITECTURES)}",
+            )
+        dim, heads = self.take("embedding_length", int), self.take("attention.head_count", int)
+        kv_heads = self.take("attention.head_count_kv", int, heads)
+        self.require(heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} kv heads")
+        head_dim = self.take("attention.key_length", int, max(dim // heads, 1))
+        value_dim = self.take("attention.value_length", int, head_dim)
+        rope_dim = self.take("rope.dimension_count", int, head_dim)
+        self.require(head_dim % 2 == 0, f"a head of {head_dim} cannot be rotated in pairs")
+        self.require(value_dim == head_dim, f"key_length {head_dim}, value_length {value_dim}")
+        self.require(rope_dim == head_dim, f"heads of {head_dim}, rope.dimension_count {rope_dim}")
+        has_key = f"{self.architecture}.attention.key_length" in self.metadata
+        self.require(
+            has_key or dim % heads == 0,
+            f"embedding_length {dim} over {heads} heads, no attention.key_length",
+        )
+        config = LlamaConfig(
+            architecture=self.architecture,
+            layers=self.take("block_count", int),
+            dim=dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            ffn=self.take("feed_forward_length", int),
+            vocab=self.vocab(),
+            context=self.take("context_length", int),
+            rms_eps=self.take("attention.layer_norm_rms_epsilon", float),
+            rope_base=self.take("rope.freq_base", float, 10000.0),
+        )
+        if self.unused:
+            raise self.fail(
+                f"unknown keys: {', '.join(sorted(self.unused))}",
+                "they may change the model, so it is refused: add them to greta_jax/config.py",
+            )
+        return config
+
+    def vocab(self) -> int:
+        """Rows of the embedding: the key if there is one; the token list must not contradict it."""
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        listed = None if tokens is None else len(tokens)
+        vocab = self.take("vocab_size", int, listed)
+        self.require(listed in (None, vocab), f"vocab_size {vocab}, but {listed} tokens listed")
+        return vocab

@@ -1,0 +1,109 @@
+"""One op of the oracle evaluated on somebody else's captured inputs.
+
+This is op64 of the error split `out_got - out_ref = local + propagated`: given the inputs that an
+engine really had, what should it have computed?
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from greta_jax.cache import pad_slab
+from greta_jax.errors import SiteError
+from greta_jax.graph import FINAL_NORM, INPUTS, KV_SITES, LAYER_OP, LOGITS
+from greta_jax.model import Oracle, padding
+from greta_jax.taps import MODEL_LAYER, MODEL_SITES, check_site
+
+SLOT_SITES = ("attn.scores", "attn.probs")
+
+
+def replay(oracle: Oracle, site: str, layer: int, inputs: dict) -> np.ndarray:
+    """The site's tensor that follows from `inputs` under the oracle's policy.
+
+    `inputs` maps names to arrays: INPUTS[site], or any set of earlier sites of the layer that
+    determines it (from `resid.mid`, for example, all of the ffn). Every array has its T tokens
+    first, except the live slabs `kv.k`, `kv.v` [S, K, H]. `kv.k` and `kv.v` as *sites* are the
+    rows appended for those tokens, TKH. Attention needs `positions` only if the queries are not
+    the last T positions of the slab.
+
+    Raises:
+      SiteError: unknown site or layer; the inputs do not determine the site, or are not needed.
+    """
+    check_site(site)
+    if site not in MODEL_SITES and not 0 <= layer < oracle.config.layers:
+        raise SiteError(
+            f"layer {layer} does not exist",
+            remedy=f"the model has layers 0 to {oracle.config.layers - 1}",
+        )
+    replayer = _Replayer(oracle, layer, inputs)
+    value = replayer.site(site)
+    unused = set(inputs) - replayer.used - {"positions"}
+    if unused:
+        raise SiteError(
+            f"{site} does not depend on {', '.join(sorted(unused))} given the other inputs",
+            remedy=f"it takes {', '.join(INPUTS[site])}",
+        )
+    value = np.asarray(value)[: replayer.tokens]
+    return value[..., : replayer.slots] if site in SLOT_SITES else value
+
+
+class _Replayer:
+    """Finds a tensor among the inputs or computes it from the table's."""
+
+    def __init__(self, oracle: Oracle, layer: int, inputs: dict):
+        self.oracle, self.layer, self.inputs = oracle, layer, inputs
+        self.used: set[str] = set()
+        lengths = {len(v) for name, v in inputs.items() if name not in KV_SITES}
+        if len(lengths) != 1:
+            raise SiteError(
+                f"the inputs have {sorted(lengths)} tokens",
+                remedy="give all of them for the same tokens (slabs apart)",
+            )
+        (self.tokens,) = lengths
+        self.slots = max((len(v) for name, v in inputs.items() if name in KV_SITES), default=0)
+        self.sources = oracle.sources(_padded(self.positions()))
+
+    def positions(self) -> np.ndarray:
+        if "positions" in self.inputs:
+            return np.asarray(self.inputs["positions"])
+        return self.slots - self.tokens + np.arange(self.tokens)
+
+    def site(self, site: str):
+        if site == "embed":
+            return self.oracle.embed(_padded(np.asarray(self.tensor("token_ids", site))))
+        if site == "logits":
+            return self.oracle.unembed(self.tensor("final.norm", site))
+        op = FINAL_NORM if site == FINAL_NORM.site else LAYER_OP[site]
+        layer = MODEL_LAYER if site == FINAL_NORM.site else self.layer
+        tensors = {name: self.tensor(name, site) for name in op.inputs}
+        return self.oracle.apply(op, layer, tensors)
+
+    def tensor(self, name: str, wanted_by: str):
+        if name in self.inputs and name != "positions":
+            self.used.add(name)
+            value = np.asarray(self.inputs[name])
+            if name == "token_ids":
+                return value
+            return jnp.asarray(pad_slab(value) if name in KV_SITES else _padded(value))
+        if name in ("positions", "rotation"):
+            if "positions" not in self.inputs and not self.slots:
+                raise self.missing("positions", wanted_by)
+            return self.sources[name]
+        if name in LAYER_OP and name not in KV_SITES and wanted_by != FINAL_NORM.site:
+            return self.site(name)
+        if name == FINAL_NORM.site:
+            return self.site(name)
+        raise self.missing(name, wanted_by)
+
+    def missing(self, name: str, wanted_by: str) -> SiteError:
+        return SiteError(
+            f"{wanted_by} cannot be computed without {name}",
+            remedy=f"{wanted_by} takes {', '.join(INPUTS[wanted_by])}",
+        )
+
+
+def _padded(value_T: np.ndarray) -> np.ndarray:
+    extra = padding(len(value_T))
+    return np.pad(value_T, ((0, extra), *[(0, 0)] * (value_T.ndim - 1)))
+
+
+__all__ = ["INPUTS", "LOGITS", "replay"]
