@@ -40,3 +40,35 @@ class DeviceFault(EngineError):
         super().__init__(message)
         self.kernel, self.instruction, self.offset = kernel, instruction, offset
         self.workgroup, self.wave, self.lane, self.address = workgroup, wave, lane, address
+
+
+class CompilerMissing(EngineError):
+    """No clang that can target gfx942 was found."""
+
+
+class KernelBuildError(EngineError):
+    """The compiler refused the kernels, or a source patch does not apply exactly once."""
+
+
+class ModelRefused(EngineError):
+    """The file is not a model that this engine runs: not a GGUF, truncated, another shape or type."""
+
+
+class UnknownRoute(EngineError):
+    """A route, or one of its words, that no version of this engine knows."""
+
+
+class RouteNotBuilt(EngineError):
+    """A route, or a kernel of it for this model's shape, that is known and not built."""
+
+
+class ContextOverflow(EngineError):
+    """The next token does not fit in the cache; nothing was changed."""
+
+
+class TokenRefused(EngineError):
+    """A token id outside the vocabulary; nothing was changed."""
+
+
+class UnknownSite(EngineError):
+    """A tap asks for a site or a layer that this engine does not have."""

@@ -33,6 +33,8 @@ GRETA_DEVICE void GatherRows(const uint8_t* w_VD, const int32_t* row_T, float* y
 
 GATHER_KERNEL(gather_rows_f32, F32)
 GATHER_KERNEL(gather_rows_f16, F16)
+GATHER_KERNEL(gather_rows_bf16, BF16)
+GATHER_KERNEL(gather_rows_q4_0, Q40)
 GATHER_KERNEL(gather_rows_q8_0, Q80)
 GATHER_KERNEL(gather_rows_q4_k, Q4K)
 GATHER_KERNEL(gather_rows_q5_k, Q5K)

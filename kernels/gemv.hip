@@ -105,6 +105,8 @@ GRETA_DEVICE void Gemv(const float* x_TD, const uint8_t* w0_FD, const uint8_t* w
 
 GEMV_KERNEL(gemv_f32, F32)
 GEMV_KERNEL(gemv_f16, F16)
+GEMV_KERNEL(gemv_bf16, BF16)
+GEMV_KERNEL(gemv_q4_0, Q40)
 GEMV_KERNEL(gemv_q8_0, Q80)
 GEMV_KERNEL(gemv_q4_k, Q4K)
 GEMV_KERNEL(gemv_q5_k, Q5K)

@@ -172,6 +172,23 @@ struct Q80 : PlainOrder {
   }
 };
 
+// Q4_0: the low nibbles are elements 0 to 15, the high ones 16 to 31, all 8 too large.
+struct Q40 : PlainOrder {
+  static constexpr int kBlock = 32, kBlockBytes = 18;
+
+  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, uint32_t unit) {
+    const uint8_t* block = row + static_cast<int64_t>(unit) * kBlockBytes;
+    const float d = HalfBits(LoadAligned<uint16_t, 2>(block));
+    const uint_x4 q = LoadAligned<uint_x4, 2>(block + 2);
+    UnitWeights w;
+    for (int i = 0; i < 4; ++i) {
+      w.low[i] = (BytesToFloat(Packed(q[i] & 0x0f0f0f0f)) - 8.0f) * d;
+      w.high[i] = (BytesToFloat(Packed((q[i] >> 4) & 0x0f0f0f0f)) - 8.0f) * d;
+    }
+    return w;
+  }
+};
+
 struct F32 : PlainOrder {
   static constexpr int kBlock = 1, kBlockBytes = 4;
 
@@ -205,6 +222,33 @@ struct F16 : PlainOrder {
       w.low[2 * i + 1] = __builtin_convertvector(low.hi, float_x4);
       w.high[2 * i] = __builtin_convertvector(high.lo, float_x4);
       w.high[2 * i + 1] = __builtin_convertvector(high.hi, float_x4);
+    }
+    return w;
+  }
+};
+
+struct BF16 : PlainOrder {
+  static constexpr int kBlock = 1, kBlockBytes = 2;
+
+  GRETA_DEVICE float Element(const uint8_t* row, int i) {
+    const uint32_t bits = LoadAligned<uint16_t, 2>(row + 2 * static_cast<int64_t>(i));
+    return FloatOf(static_cast<int32_t>(bits << 16));
+  }
+  // Two elements a word, the earlier one in the low half.
+  GRETA_DEVICE float_x4 FromWords(uint32_t first, uint32_t second) {
+    const uint_x4 bits = {first << 16, first & 0xffff0000u, second << 16, second & 0xffff0000u};
+    return __builtin_bit_cast(float_x4, bits);
+  }
+  GRETA_DEVICE UnitWeights Decode(const uint8_t* row, uint32_t unit) {
+    const uint8_t* p = row + static_cast<int64_t>(unit) * 2 * kUnit;
+    UnitWeights w;
+    for (int i = 0; i < 2; ++i) {
+      const uint_x4 low = LoadAligned<uint_x4, 2>(p + 16 * i);
+      const uint_x4 high = LoadAligned<uint_x4, 2>(p + 32 + 16 * i);
+      w.low[2 * i] = FromWords(low[0], low[1]);
+      w.low[2 * i + 1] = FromWords(low[2], low[3]);
+      w.high[2 * i] = FromWords(high[0], high[1]);
+      w.high[2 * i + 1] = FromWords(high[2], high[3]);
     }
     return w;
   }
