@@ -13,6 +13,10 @@ class UnknownSite(AlignError):
     """A site or alias that is not in the contract."""
 
 
+class InputMissing(AlignError):
+    """A tensor that an op read was not captured, or not for every token, or in another shape."""
+
+
 class UnknownFault(AlignError):
     """A fault that is not in the corpus."""
 

@@ -1,6 +1,7 @@
 """The ladder of verdicts for one tensor: the first rung that fails is the verdict."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +124,14 @@ def judge(case: Case) -> Judgement:
     return Judgement(case.key, status, "", **numbers)
 
 
-def worst(judgements: list[Judgement]) -> Judgement:
+def local_ratio(case: Case) -> np.ndarray:
+    """|got - op64(in_got)| over the floor; infinite where the shapes do not even pair."""
+    if case.got.shape != case.op64_got.shape:
+        return np.full(case.shape, np.inf)
+    local = metrics.difference(case.got, case.op64_got)
+    return floors.ratio(local, case.floor.array())
+
+
+def worst(judgements: Sequence[Judgement]) -> Judgement:
     """The most severe judgement, the largest ratio to the floor among equals."""
     return max(judgements, key=lambda j: (SEVERITY[j.status], j.ratio_max or 0.0))

@@ -1,0 +1,160 @@
+"""Judges every tensor of a trace against the oracle's, with both sides' arithmetic handed in."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experiments.align import floors, sites, trace, vacuity, verdict
+from experiments.align.errors import InputMissing
+from experiments.align.verdict import Judgement, Status
+
+Rows = Sequence[np.ndarray]
+"""One array for each token."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The oracle's operations as plain callables over one side's trace.
+
+    inputs(trace, layer, site): what that op read, by name; raises InputMissing.
+    op64(layer, site, inputs): the op in fp64 on those inputs, a row for each token.
+    floor(layer, site, inputs): by source, bounds of |got - op64(inputs)| at the engine's precision.
+    closure(layer, site, inputs): bounds of |op64(inputs) - ref| at the oracle's precision.
+    """
+
+    inputs: Callable[[trace.Trace, int, str], Mapping[str, object]]
+    op64: Callable[[int, str, Mapping], Rows]
+    floor: Callable[[int, str, Mapping], Mapping[str, Rows]]
+    closure: Callable[[int, str, Mapping], Rows]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the engine says of itself: the dtype stored at each site, and what it never stores."""
+
+    dims: Mapping[str, int]
+    dtypes: Mapping[str, np.dtype]
+    fused: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class SiteVerdict:
+    """All tokens of one site of one layer. `ratios` are |local| over floor, elementwise."""
+
+    layer: int
+    site: str
+    judgements: tuple[Judgement, ...]
+    ratios: tuple[np.ndarray, ...] = ()
+
+    @property
+    def worst(self) -> Judgement:
+        return verdict.worst(self.judgements)
+
+    @property
+    def status(self) -> Status:
+        return self.worst.status
+
+
+def captured(side: trace.Trace, layer: int, site: str, dims: Mapping[str, int]) -> Rows:
+    """The rows of one place, for use as an op's input. Raises InputMissing unless whole."""
+    name, tokens = sites.name(layer, site), len(side.run.token_ids_T)
+    if (layer, site) not in side:
+        raise InputMissing(f"its input {name} was not captured")
+    rows = side.rows(layer, site)
+    if len(rows) != tokens:
+        raise InputMissing(f"its input {name} was captured for {len(rows)} of {tokens} tokens")
+    for position, row in enumerate(rows):
+        if row.shape != (expected := sites.row_shape(site, dims, position)):
+            raise InputMissing(f"its input {name} has shape {row.shape}, expected {expected}")
+    return rows
+
+
+def _all_tokens(ref: trace.Trace, layer: int, site: str, status: Status, reason: str):
+    keys = ref.keys(layer, site)
+    return SiteVerdict(layer, site, tuple(Judgement(key, status, reason) for key in keys))
+
+
+def _finite(inputs: Mapping[str, object], position: int) -> bool:
+    """Whether the rows of `inputs` at this token are finite; inputs that are no rows always are."""
+    rows = [value[position] for value in inputs.values() if isinstance(value, (list, np.ndarray))]
+    return all(np.isfinite(row).all() for row in rows if np.issubdtype(row.dtype, np.floating))
+
+
+def _absent(ref: trace.Trace, got: trace.Trace, site: str, layer: int, fused: frozenset[str]):
+    if site in fused:
+        return _all_tokens(ref, layer, site, Status.FUSED, "the engine never stores it")
+    if (layer, site) not in got:
+        return _all_tokens(ref, layer, site, Status.MISSING, "declared but not in the trace")
+    if len(got.rows(layer, site)) != len(ref.rows(layer, site)):
+        counts = f"{len(got.rows(layer, site))} of {len(ref.rows(layer, site))} tokens"
+        return _all_tokens(ref, layer, site, Status.MISSING, f"the trace holds {counts}")
+    return None
+
+
+def judge_site(
+    ref: trace.Trace,
+    got: trace.Trace,
+    arithmetic: Arithmetic,
+    declared: Declared,
+    layer: int,
+    site: str,
+) -> SiteVerdict:
+    """The verdict on one site of one layer for every token. Raises UnequalKeys."""
+    if absent := _absent(ref, got, site, layer, declared.fused):
+        return absent
+    try:
+        read_ref = arithmetic.inputs(ref, layer, site)
+        read_got = arithmetic.inputs(got, layer, site)
+    except InputMissing as lacking:
+        return _all_tokens(ref, layer, site, Status.INCONCLUSIVE, str(lacking))
+    op64_ref = arithmetic.op64(layer, site, read_ref)
+    op64_got = arithmetic.op64(layer, site, read_got)
+    floor = arithmetic.floor(layer, site, read_got)
+    closure = arithmetic.closure(layer, site, read_ref)
+    judgements, ratios = [], []
+    for position, (ref_key, got_key) in enumerate(
+        zip(ref.keys(layer, site), got.keys(layer, site), strict=True)
+    ):
+        trace.require_equal(ref_key, got_key)
+        case = verdict.Case(
+            key=ref_key,
+            ref=ref.rows(layer, site)[position],
+            got=got.rows(layer, site)[position],
+            op64_ref=op64_ref[position],
+            op64_got=op64_got[position],
+            floor=floors.Floor({name: rows[position] for name, rows in floor.items()}),
+            closure_bound=closure[position],
+            shape=sites.row_shape(site, declared.dims, position),
+            dtype=declared.dtypes[site],
+            inputs_finite=_finite(read_got, position),
+        )
+        judgements.append(verdict.judge(case))
+        ratios.append(verdict.local_ratio(case))
+    found = SiteVerdict(layer, site, tuple(judgements), tuple(ratios))
+    return _unless_vacuous(found, ref, got)
+
+
+def _unless_vacuous(found: SiteVerdict, ref: trace.Trace, got: trace.Trace) -> SiteVerdict:
+    """Turns a pass that could not have failed into `vacuous`; a failure stays a failure."""
+    if found.status not in verdict.CLEAN:
+        return found
+    place = found.layer, found.site
+    if not (why := vacuity.why_vacuous(found.site, ref.rows(*place), got.rows(*place))):
+        return found
+    hollow = (replace(j, status=Status.VACUOUS, reason=why) for j in found.judgements)
+    return replace(found, judgements=tuple(hollow))
+
+
+def judge_all(
+    ref: trace.Trace,
+    got: trace.Trace,
+    arithmetic: Arithmetic,
+    declared: Declared,
+    layers: Iterable[int],
+    chosen_sites: Iterable[str],
+) -> Iterator[SiteVerdict]:
+    """Verdicts of all chosen places in dataflow order. Raises UnequalKeys before any verdict."""
+    trace.require_same_run(ref.run, got.run)
+    for layer, site in sites.places(layers, chosen_sites):
+        yield judge_site(ref, got, arithmetic, declared, layer, site)

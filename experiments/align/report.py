@@ -1,0 +1,153 @@
+"""The report: three tables and a verdict, as rich renderables and as plain text."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from experiments.align import sites, verdict
+from experiments.align.compare import SiteVerdict
+from experiments.align.invariants import LayerInvariants
+
+WIDTH = 118
+STYLES = {
+    "exact": "green",
+    "within_floor": "green",
+    "ok": "green",
+    "not built": "dim",
+    "fused": "dim",
+    "missing": "yellow",
+    "vacuous": "yellow",
+    "inconclusive": "yellow",
+}
+
+
+def _styled(status: str) -> str:
+    style = STYLES.get(status, "bold red")
+    return f"[{style}]{status}[/]"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; a dash for what was not measured."""
+    return "-" if value is None else "0" if value == 0 else f"{value:.2e}"
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.3g}"
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+    return table
+
+
+def table_a(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]], site: str) -> Table:
+    """Table A: one site a layer against the oracle, over all tokens of each prompt."""
+    columns = ("MAE", "max", "local max", "propagated max", "local/floor", "verdict")
+    table = _table(f"A. {site} against the oracle, all tokens", "prompt", "layer", *columns)
+    for prompt, verdicts in verdicts_by_prompt.items():
+        for found in (v for v in verdicts if v.site == site):
+            sized = [j for j in found.judgements if j.total]
+            worst = found.worst
+            table.add_row(
+                prompt,
+                str(found.layer),
+                number(sum(j.total.mae for j in sized) / len(sized) if sized else None),
+                number(max((j.total.max for j in sized), default=None)),
+                number(max((j.local.max for j in sized), default=None)),
+                number(max((j.propagated.max for j in sized), default=None)),
+                ratio(max((j.ratio_max for j in sized), default=None)),
+                _styled(worst.status),
+            )
+    return table
+
+
+def table_sites(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]]) -> Table:
+    """The worst local error of every judged site over the chosen layers, and how they ended."""
+    prompts = list(verdicts_by_prompt)
+    columns = [text for prompt in prompts for text in (f"{prompt}: local/floor", "worst verdict")]
+    table = _table("All judged sites, worst layer and token", "site", *columns)
+    for site in sites.SITES:
+        cells = []
+        for prompt in prompts:
+            here = [v for v in verdicts_by_prompt[prompt] if v.site == site]
+            if here:
+                worst = verdict.worst([v.worst for v in here])
+                most = max((j.ratio_max or 0.0 for v in here for j in v.judgements), default=None)
+                cells += [ratio(most if worst.total else None), _styled(worst.status)]
+        if cells:
+            table.add_row(site, *cells)
+    return table
+
+
+def table_b(steps_by_prompt: Mapping[str, Sequence[Sequence[LayerInvariants]]]) -> Table:
+    """Table B: KV invariants a layer from addresses, over all watched decode steps."""
+    columns = ("layer", "positions", "slots written", "slots read", "invariants")
+    table = _table("B. KV invariants from the bytes written and read", "prompt", *columns)
+    for prompt, steps in steps_by_prompt.items():
+        for layer_steps in zip(*steps, strict=True):
+            errors = [error for step in layer_steps for error in step.errors]
+            first, last = layer_steps[0], layer_steps[-1]
+            table.add_row(
+                prompt,
+                str(first.layer),
+                f"{first.position}-{last.position}" if last is not first else str(first.position),
+                "+".join(str(step.written_slots) for step in layer_steps),
+                "+".join(str(step.read_slots) for step in layer_steps),
+                _styled("ok") if not errors else f"[bold red]{errors[0]}[/]",
+            )
+    return table
+
+
+@dataclass(frozen=True)
+class RouteResult:
+    """One cell of the route matrix: what was asked for, what was observed and what came out."""
+
+    route: str
+    prompt: str
+    observed: str = ""
+    prefill_last_top1: int | None = None
+    decode0_top1: int | None = None
+    status: str = "not built"
+    note: str = ""
+
+
+def table_c(results: Iterable[RouteResult], expected: Mapping[str, tuple[int, int]]) -> Table:
+    """Table C: the route matrix; `expected` holds the oracle's two tokens for each prompt."""
+    columns = ("route", "observed", "prefill_last", "decode0", "oracle", "status", "note")
+    table = _table("C. Route matrix: top-1 tokens", "prompt", *columns, left=3)
+    for result in results:
+        tokens = (result.prefill_last_top1, result.decode0_top1)
+        table.add_row(
+            result.prompt,
+            result.route,
+            result.observed or "-",
+            *("-" if token is None else str(token) for token in tokens),
+            "/".join(map(str, expected.get(result.prompt, ()))) or "-",
+            _styled(result.status),
+            result.note,
+        )
+    return table
+
+
+def table_time(seconds_by_stage: Mapping[str, float], total: float) -> Table:
+    """Where the time went."""
+    table = _table("Where the time went", "stage", "seconds")
+    for stage, seconds in seconds_by_stage.items():
+        table.add_row(stage, f"{seconds:.2f}")
+    other = total - sum(seconds_by_stage.values())
+    table.add_row("everything else", f"{other:.2f}")
+    table.add_row("total", f"{total:.2f}")
+    return table
+
+
+def plain(*renderables: RenderableType) -> str:
+    """The same report without colours, for a file."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False)
+    console.print(*renderables, sep="\n")
+    return buffer.getvalue()
