@@ -51,7 +51,7 @@ class KernelBuildError(EngineError):
 
 
 class ModelRefused(EngineError):
-    """The file is not a model that this engine runs: not a GGUF, truncated, another shape or type."""
+    """The file is not a model this engine runs: not a GGUF, truncated, of another shape or type."""
 
 
 class UnknownRoute(EngineError):
@@ -72,3 +72,7 @@ class TokenRefused(EngineError):
 
 class UnknownSite(EngineError):
     """A tap asks for a site or a layer that this engine does not have."""
+
+
+class WeightsDisagree(EngineError):
+    """Rows of a weight decoded on the device are not those that the gguf package decodes."""

@@ -59,7 +59,7 @@ class Attestation:
     Attributes:
       observed: "manual/valu" and the like; a word is "none" where nothing of the kind executed.
       symbols: launches of each kernel symbol.
-      attention_mfma: matrix-core instructions executed by attention, None if the device cannot count.
+      attention_mfma: matrix-core instructions that attention executed, None if nobody counted.
       code_object_sha256: of the code objects the kernels came from.
     """
 

@@ -1,0 +1,98 @@
+"""Everything the engine keeps on the device, named and sized before the first allocation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hip_engine.config import ModelConfig
+from hip_engine.device import Buffer, Device
+from hip_engine.errors import OutOfDeviceMemory
+from hip_engine.kv_cache import KvCache
+from hip_engine.launcher import ATTENTION_CHUNK
+from hip_engine.weights import ModelFile
+
+FLOAT = 4
+CHECKED_ROWS = 3
+
+
+def site_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape per token of every site that has a buffer of its own, reused from layer to layer."""
+    D, F, N, K, H = config.D, config.F, config.N, config.K, config.H
+    return {
+        "embed": (D,),
+        "attn.norm": (D,),
+        "attn.q": (N, H),
+        "attn.k": (K, H),
+        "attn.v": (K, H),
+        "attn.q_rope": (N, H),
+        "attn.k_rope": (K, H),
+        "attn.out": (N, H),
+        "attn.proj": (D,),
+        "resid.mid": (D,),
+        "ffn.norm": (D,),
+        "ffn.gate": (F,),
+        "ffn.up": (F,),
+        "ffn.act": (F,),
+        "ffn.down": (D,),
+        "resid.out": (D,),
+        "final.norm": (D,),
+        "logits": (config.V,),
+    }
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Label -> bytes of every buffer."""
+
+    nbytes: Mapping[str, int]
+    max_chunks: int
+
+    @classmethod
+    def of(cls, model: ModelFile, kv_dtype: str, positions: int) -> "MemoryPlan":
+        config = model.config
+        max_chunks = -(-positions // ATTENTION_CHUNK)
+        heads_chunks = config.N * max_chunks * FLOAT
+        widest = max(tensor.columns for tensor in model.tensors.values())
+        plan = {name: tensor.data.nbytes for name, tensor in model.tensors.items()}
+        plan |= KvCache.sizes(config, kv_dtype, positions)
+        plan |= {site: int(np.prod(shape)) * FLOAT for site, shape in site_shapes(config).items()}
+        plan |= {
+            "rope.cos_sin": positions * config.H * FLOAT,
+            "attn.partial_max": heads_chunks,
+            "attn.partial_sum": heads_chunks,
+            "attn.partial_out": heads_chunks * config.H,
+            "step.token": 4,
+            "step.position": 4,
+            "step.top1": 4,
+            "check.rows": CHECKED_ROWS * 4,
+            "check.values": CHECKED_ROWS * widest * FLOAT,
+        }
+        return cls(plan, max_chunks)
+
+    def allocate(self, device: Device) -> dict[str, Buffer]:
+        """All or nothing.
+
+        Raises:
+          OutOfDeviceMemory: with the whole plan's size; what was allocated is freed again.
+        """
+        buffers: dict[str, Buffer] = {}
+        try:
+            for label, nbytes in self.nbytes.items():
+                buffers[label] = device.allocate(nbytes, label)
+        except OutOfDeviceMemory as error:
+            for buffer in buffers.values():
+                device.free(buffer)
+            total = sum(self.nbytes.values())
+            raise OutOfDeviceMemory(
+                f"the model needs {total} bytes on the device, {label} did not fit: {error}"
+            ) from error
+        return buffers
+
+
+def rope_table(config: ModelConfig, positions: int) -> np.ndarray:
+    """cos and sin of every position and pair, interleaved [position][H]: fp64 rounded to fp32."""
+    pairs = np.arange(config.H // 2, dtype=np.float64)
+    frequencies = np.float64(config.rope_base) ** (-2.0 * pairs / config.H)
+    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)

@@ -1,0 +1,62 @@
+"""What can be observed of a step, and what a step returns."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hip_engine.device import LaunchRecord
+from hip_engine.errors import UnknownSite
+
+NO_LAYER = -1
+# In dataflow order. Attention keeps its scores and probabilities in registers: they are no sites.
+LAYER_SITES = (
+    *("attn.norm", "attn.q", "attn.k", "attn.v", "attn.q_rope", "attn.k_rope", "kv.k", "kv.v"),
+    *("attn.out", "attn.proj", "resid.mid", "ffn.norm", "ffn.gate", "ffn.up", "ffn.act"),
+    *("ffn.down", "resid.out"),
+)
+SITES = ("embed", *LAYER_SITES, "final.norm", "logits")
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Sites to read back, in which layers (None: all). Sites without a layer need no layer."""
+
+    sites: frozenset[str]
+    layers: frozenset[int] | None = None
+
+    @classmethod
+    def of(cls, sites: Iterable[str], layers: Iterable[int] | None = None) -> "Taps":
+        return cls(frozenset(sites), None if layers is None else frozenset(layers))
+
+    def wants(self, layer: int, site: str) -> bool:
+        in_layer = layer == NO_LAYER or self.layers is None or layer in self.layers
+        return site in self.sites and in_layer
+
+    def check(self, layers: int):
+        """Raises UnknownSite if a site or a layer does not exist in a model of `layers` layers."""
+        if unknown := sorted(self.sites - set(SITES)):
+            raise UnknownSite(
+                f"the engine has no site {', '.join(unknown)}: it has {', '.join(SITES)}"
+            )
+        if beyond := sorted(set(self.layers or ()) - set(range(layers))):
+            raise UnknownSite(f"no layer {', '.join(map(str, beyond))}: layers are 0..{layers - 1}")
+
+
+NO_TAPS = Taps(frozenset())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token through the model.
+
+    Attributes:
+      top1: the device's argmax of the logits.
+      taps: (layer, site) -> array with a leading T = 1 (kv.k and kv.v: the live slab, SKH).
+    """
+
+    position: int
+    logits_V: np.ndarray
+    top1: int
+    taps: dict[tuple[int, str], np.ndarray]
+    launches: tuple[LaunchRecord, ...] = field(repr=False)
