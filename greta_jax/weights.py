@@ -82,16 +82,26 @@ class ModelWeights:
         total = magnitude(self.file.raw_rows(tensor), dtype).reshape(self.shape(name))
         return total, 2 * rounds(dtype)
 
-    def embed_rows(self, token_ids: np.ndarray, *, as_magnitude: bool = False) -> jax.Array:
+    def embed_rows(self, token_ids: np.ndarray) -> jax.Array:
         """Rows of the embedding, TD, without loading the others."""
         tensor = self._tensor("embed_VD", -1)
-        dtype = self.file.info(tensor).dtype
-        raw = self.file.raw_rows(tensor)[np.asarray(token_ids)]
-        if as_magnitude:
-            return magnitude(raw, dtype)
-        rows = dequantize(raw, dtype, self.store)
+        raw = self.file.raw_rows(tensor)[token_ids]
+        rows = dequantize(raw, self.file.info(tensor).dtype, self.store)
         self._check_finite(tensor, rows)
         return rows
+
+    def embed_magnitudes(self, token_ids: np.ndarray) -> tuple[jax.Array, int]:
+        """`magnitude` of rows of the embedding, TD."""
+        tensor = self._tensor("embed_VD", -1)
+        dtype = self.file.info(tensor).dtype
+        return magnitude(self.file.raw_rows(tensor)[token_ids], dtype), 2 * rounds(dtype)
+
+    def unembed_magnitudes(self) -> Iterator[tuple[jax.Array, int]]:
+        """`magnitude` of the unembedding in blocks of UNEMBED_ROWS rows."""
+        tensor = self._tensor("unembed_VD", -1)
+        raw, dtype = self.file.raw_rows(tensor), self.file.info(tensor).dtype
+        for start in range(0, raw.shape[0], UNEMBED_ROWS):
+            yield magnitude(raw[start : start + UNEMBED_ROWS], dtype), 2 * rounds(dtype)
 
     def unembed_chunks(self) -> Iterator[jax.Array]:
         """The unembedding in blocks of UNEMBED_ROWS rows of the vocabulary."""

@@ -35,8 +35,8 @@ PRIME_ISH = Shape(
 QUANTISED = Shape(
     2,
     256,
-    12,
-    4,
+    8,
+    2,
     64,
     512,
     131,

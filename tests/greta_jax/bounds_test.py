@@ -1,0 +1,164 @@
+"""Bounds: never exceeded by an honest evaluation, and not so wide that they say nothing."""
+
+import numpy as np
+import pytest
+
+from greta_jax.bounds import BOUNDS, bound
+from greta_jax.errors import PrecisionError
+from greta_jax.model import Oracle
+from greta_jax.precision import Policy
+from greta_jax.replay import INPUTS, replay
+from greta_jax.taps import SITES
+
+T, S = 6, 23
+SINGLE = {"store": "float32", "accumulate": "float32"}
+
+
+@pytest.fixture(scope="module")
+def oracle(quantised_path):
+    return Oracle.open(quantised_path, Policy.fp64())
+
+
+def draw(oracle, name: str, rng, spread: float) -> np.ndarray:
+    c = oracle.config
+    if name == "positions":
+        return np.arange(S - T, S)
+    if name == "token_ids":
+        return rng.integers(0, c.vocab, T)
+    q, k, ffn = (T, c.heads, c.head_dim), (T, c.kv_heads, c.head_dim), (T, c.ffn)
+    slab = (S, c.kv_heads, c.head_dim)
+    shapes = {"attn.q": q, "attn.q_rope": q, "attn.out": q, "attn.k": k, "attn.k_rope": k}
+    shapes |= {"attn.v": k, "kv.k": slab, "kv.v": slab}
+    shapes |= {"ffn.gate": ffn, "ffn.up": ffn, "ffn.act": ffn}
+    values = rng.standard_normal(shapes.get(name, (T, c.dim))) * spread
+    values *= 2.0 ** rng.integers(-8, 8, values.shape) if spread > 2 else 1
+    return values.astype(np.float32).astype(np.float64)
+
+
+def cases(oracle, site, rng, spread):
+    return {name: draw(oracle, name, rng, spread) for name in INPUTS[site]}
+
+
+def tightness(oracle, site, inputs) -> float:
+    """Largest |fp32 - fp64| over its bound; raises if any element exceeds its bound."""
+    ref = replay(oracle, site, 0, inputs)
+    got = replay(oracle.with_policy(Policy.fp32()), site, 0, inputs).astype(np.float64)
+    limit = bound(oracle, site, 0, inputs, SINGLE | {"rescales": 0})
+    assert limit.shape == ref.shape
+    visible = np.isfinite(ref)
+    assert np.array_equal(visible, np.isfinite(got)), site
+    error = np.abs(np.where(visible, got, 0) - np.where(visible, ref, 0))
+    assert np.all(error <= limit), (site, (error / limit).max())
+    return float((error / limit).max())
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_fp32_never_exceeds_the_bound(oracle, site):
+    rng = np.random.default_rng(SITES.index(site))
+    for spread in (1.0, 1e-3, 4.0):
+        for _ in range(4):
+            tightness(oracle, site, cases(oracle, site, rng, spread))
+
+
+def length(oracle, site) -> int:
+    """Terms of the site's sum."""
+    c = oracle.config
+    dim = dict.fromkeys(("attn.norm", "attn.q", "attn.k", "attn.v", "ffn.norm"), c.dim)
+    dim |= dict.fromkeys(("ffn.gate", "ffn.up", "final.norm", "logits"), c.dim)
+    dim |= {"attn.proj": c.heads * c.head_dim, "ffn.down": c.ffn, "attn.scores": c.head_dim}
+    dim |= dict.fromkeys(("attn.probs", "attn.out"), c.head_dim + S)
+    return dim.get(site, 1)
+
+
+@pytest.mark.parametrize("site", [s for s in SITES if s not in ("embed", "kv.k", "kv.v")])
+def test_bound_is_as_tight_as_its_theory(oracle, site, record_property):
+    """A sum of n terms of random sign errs by about u times its size, and n*u is allowed."""
+    rng = np.random.default_rng(3)
+    seen = max(tightness(oracle, site, cases(oracle, site, rng, 1.0)) for _ in range(4))
+    record_property("tightness", seen)
+    assert seen > 0.2 / length(oracle, site), seen
+
+
+WEIGHTS = {"attn.q": "q_NHD", "attn.proj": "proj_DNH", "ffn.down": "down_DF"}
+
+
+@pytest.mark.parametrize("site", WEIGHTS)
+def test_a_sequential_sum_stays_within_the_bound_and_walks_like_sqrt_n(oracle, site):
+    """In numpy, and with no cancellation in the first row: the inputs take its weights' signs."""
+    inputs = cases(oracle, site, np.random.default_rng(11), 1.0)
+    (name, x), *_ = inputs.items()
+    weight = np.asarray(oracle.weights.load(WEIGHTS[site], 0)).astype(np.float32)
+    weight_EX = weight.reshape(-1, length(oracle, site))
+    x_TX = np.abs(x).reshape(T, -1) * np.sign(weight_EX[0])
+    products = x_TX.astype(np.float32)[:, None, :] * weight_EX[None]
+    got = np.cumsum(products, axis=-1, dtype=np.float32)[..., -1]
+    inputs[name] = x_TX.reshape(x.shape)
+    ref = replay(oracle, site, 0, inputs).reshape(got.shape)
+    ratio = np.abs(got - ref) / bound(oracle, site, 0, inputs, SINGLE).reshape(got.shape)
+    assert ratio.max() <= 1
+    assert ratio[:, 0].max() > 0.05 / np.sqrt(length(oracle, site))
+
+
+def test_a_declared_chain_of_additions_narrows_the_bound(oracle):
+    inputs = cases(oracle, "attn.q", np.random.default_rng(1), 1.0)
+    whole = bound(oracle, "attn.q", 0, inputs, SINGLE)
+    lanes = bound(oracle, "attn.q", 0, inputs, SINGLE | {"chain": 256 // 64 + 6})
+    assert np.all(lanes < whole / 8)
+
+
+def test_an_fp16_accumulation_exceeds_the_bound_of_fp32(oracle):
+    """The gate can fail: fault G3, half-precision accumulation, is outside."""
+    inputs = cases(oracle, "attn.q", np.random.default_rng(1), 1.0)
+    x = inputs["attn.norm"].astype(np.float16)
+    weight = np.asarray(oracle.weights.load("q_NHD", 0)).astype(np.float16).reshape(-1, x.shape[1])
+    got = np.cumsum(x[:, None, :] * weight[None], axis=-1, dtype=np.float16)[..., -1]
+    ref = replay(oracle, "attn.q", 0, inputs)
+    error = np.abs(got.reshape(ref.shape) - ref)
+    assert np.mean(error > bound(oracle, "attn.q", 0, inputs, SINGLE)) > 0.5
+    half = bound(oracle, "attn.q", 0, inputs, {"store": "float16", "accumulate": "float16"})
+    assert np.all(error <= half)
+
+
+def test_fp16_storage_of_the_cache_is_covered(oracle):
+    inputs = cases(oracle, "kv.k", np.random.default_rng(2), 1.0)
+    x = inputs["attn.k_rope"]
+    limit = bound(oracle, "kv.k", 0, inputs, {"store": "float16", "accumulate": "float32"})
+    error = np.abs(x.astype(np.float16).astype(np.float64) - x)
+    assert np.all(error <= limit) and (error / limit).max() > 0.5
+
+
+def test_rounding_probabilities_and_operands_is_covered_when_declared(oracle):
+    """Attention with f16 operands, as a matrix core takes them, in numpy."""
+    inputs = cases(oracle, "attn.out", np.random.default_rng(4), 1.0)
+    c = oracle.config
+    k, v = (inputs[n].astype(np.float16).astype(np.float32) for n in ("kv.k", "kv.v"))
+    q = inputs["attn.q_rope"].astype(np.float16).astype(np.float32)
+    q = q.reshape(T, c.kv_heads, -1, c.head_dim)
+    scores = np.einsum("TKGH,SKH->TKGS", q, k) * np.float32(c.head_dim**-0.5)
+    later = np.arange(S)[None, :] > inputs.get("positions", np.arange(S - T, S))[:, None]
+    scores[np.broadcast_to(later[:, None, None], scores.shape)] = -np.inf
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    total = p.sum(-1, keepdims=True)
+    p = p.astype(np.float16).astype(np.float32)
+    got = (np.einsum("TKGS,SKH->TKGH", p, v) / total.reshape(*total.shape[:-1], 1)).reshape(
+        T, c.heads, -1
+    )
+    error = np.abs(got - replay(oracle, "attn.out", 0, inputs))
+    declared = SINGLE | {"operand": "float16", "rescales": 0}
+    assert np.all(error <= bound(oracle, "attn.out", 0, inputs, declared))
+    assert np.any(error > bound(oracle, "attn.out", 0, inputs, SINGLE))
+
+
+def test_too_long_a_sum_has_an_infinite_bound_and_no_wrong_one(oracle):
+    inputs = cases(oracle, "ffn.down", np.random.default_rng(2), 1.0)
+    limit = bound(oracle, "ffn.down", 0, inputs, {"store": "bfloat16", "accumulate": "bfloat16"})
+    assert np.all(np.isinf(limit))
+
+
+def test_every_site_has_a_bound():
+    assert set(BOUNDS) == set(SITES)
+
+
+def test_unknown_declaration_is_refused_by_name(oracle):
+    with pytest.raises(PrecisionError, match="accumulator"):
+        bound(oracle, "embed", -1, {"token_ids": np.array([1])}, {"accumulator": "float32"})

@@ -1,0 +1,111 @@
+"""Reading GGUF headers: agreement with gguf-py on good files, one-line errors on bad ones."""
+
+import resource
+import struct
+
+import gguf
+import numpy as np
+import pytest
+
+from greta_jax.errors import GgufError
+from greta_jax.gguf.reader import GgufFile
+
+
+def written(tmp_path, data: bytes):
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(data)
+    return path
+
+
+def refused(path, *words) -> str:
+    with pytest.raises(GgufError) as caught:
+        GgufFile(path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    for word in words:
+        assert word in message, message
+    return message
+
+
+def test_header_agrees_with_gguf_py(quantised_path):
+    ours, theirs = GgufFile(quantised_path), gguf.GGUFReader(quantised_path)
+    keys = {k: f for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
+    assert set(ours.metadata) == set(keys)
+    for key, field in keys.items():
+        np.testing.assert_array_equal(ours.metadata[key], field.contents(), err_msg=key)
+    assert list(ours.tensors) == [t.name for t in theirs.tensors]
+    for t in theirs.tensors:
+        info = ours.info(t.name)
+        assert info.shape == tuple(reversed(t.shape.tolist()))
+        assert (info.dtype, info.offset, info.nbytes) == (t.tensor_type, t.data_offset, t.n_bytes)
+        assert np.array_equal(ours.raw_rows(t.name).ravel(), t.data.view(np.uint8).ravel())
+
+
+def test_missing_file_is_refused(tmp_path):
+    refused(tmp_path / "absent.gguf", "no such file")
+
+
+def test_directory_is_refused(tmp_path):
+    refused(tmp_path, "cannot be read")
+
+
+def test_empty_file_is_refused(tmp_path):
+    refused(written(tmp_path, b""), "cannot be read")
+
+
+def test_file_that_is_no_gguf_is_refused(tmp_path):
+    refused(written(tmp_path, b"PK\x03\x04 a zip file"), "not a GGUF", "PK")
+
+
+def test_big_endian_file_is_refused_by_name(tmp_path):
+    refused(written(tmp_path, b"GGUF" + struct.pack(">IQQ", 3, 0, 0)), "big-endian", "convert")
+
+
+def test_unknown_version_is_refused(tmp_path):
+    refused(written(tmp_path, b"GGUF" + struct.pack("<IQQ", 9, 0, 0)), "version 9")
+
+
+@pytest.mark.parametrize("keep", [6, 20, 24, 60, 400, 5000, -1])
+def test_truncated_file_is_refused(tiny_path, tmp_path, keep):
+    refused(written(tmp_path, tiny_path.read_bytes()[:keep]), "truncated")
+
+
+def test_unknown_dtype_is_refused_by_number(tiny_path, tmp_path):
+    data = bytearray(tiny_path.read_bytes())
+    at = data.index(b"output_norm.weight") + len(b"output_norm.weight")
+    struct.pack_into("<I", data, at + 4 + 8, 4242)
+    message = refused(written(tmp_path, bytes(data)), "output_norm.weight", "unknown dtype 4242")
+    assert "F32" not in message
+
+
+def test_tensor_listed_twice_is_refused(tiny_path, tmp_path):
+    data = tiny_path.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.0.attn_q.weight")
+    refused(written(tmp_path, data), "blk.0.attn_q.weight", "twice")
+
+
+@pytest.mark.parametrize("count", [2**16, 2**40, 2**63, 2**64 - 1])
+def test_absurd_counts_cost_an_error_and_no_memory(tmp_path, count):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for counts in ((count, 0), (0, count)):
+        refused(written(tmp_path, b"GGUF" + struct.pack("<IQQ", 3, *counts) + bytes(99)), "claims")
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 4096
+
+
+def test_flipped_header_bytes_are_refused_or_read_but_never_crash(tiny_path, tmp_path):
+    data, rng = tiny_path.read_bytes(), np.random.default_rng(0)
+    header = GgufFile(tiny_path).header.data_offset
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = {"refused": 0, "read": 0}
+    for _ in range(400):
+        flipped = bytearray(data)
+        for at in rng.integers(0, header, rng.integers(1, 4)):
+            flipped[at] = rng.integers(0, 256)
+        try:
+            GgufFile(written(tmp_path, bytes(flipped)))
+            outcomes["read"] += 1
+        except GgufError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 10, outcomes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024

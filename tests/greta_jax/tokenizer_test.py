@@ -1,0 +1,97 @@
+"""Tokenizer from GGUF keys: byte-level BPE with special tokens."""
+
+import gguf
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers, trainers
+
+from greta_jax.errors import TokenizerError
+from greta_jax.tokenizer import PRE_TOKENIZERS, Tokenizer
+
+TEXT = [
+    "the cat sat on the mat, it's 12345 o'clock",
+    "año, señor: ¿qué tal?",
+    "日本語 🙂 x\n\n\ty",
+] * 4
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A byte-level BPE trained by the tokenizers library, and the GGUF keys that describe it."""
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        show_progress=False,
+        special_tokens=["<|bos|>", "<|eot|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    fast.train_from_iterator(TEXT, trainer)
+    import json
+
+    model = json.loads(fast.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    keys = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
+        "tokenizer.ggml.token_type": np.array(
+            [3 if t in ("<|bos|>", "<|eot|>") else 1 for t in tokens], np.int32
+        ),
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    return fast, keys
+
+
+def test_ids_equal_those_of_the_tokenizer_the_vocabulary_came_from(trained):
+    fast, keys = trained
+    ours = Tokenizer.from_gguf(keys)
+    for text in TEXT:
+        assert ours.encode(text) == fast.encode(text).ids
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_special_tokens_in_text_are_parsed_and_survive_decoding(trained):
+    ours = Tokenizer.from_gguf(trained[1])
+    ids = ours.encode("<|bos|>cat<|eot|>")
+    assert (ids[0], ids[-1]) == (ours.bos_id, ours.eos_id) == (0, 1)
+    assert ours.decode(ids) == "<|bos|>cat<|eot|>"
+    assert ours.token(1) == "<|eot|>"
+
+
+def test_llama3_pattern_cuts_numbers_by_three(trained):
+    ours = Tokenizer.from_gguf(trained[1] | {"tokenizer.ggml.pre": "llama-bpe"})
+    pieces = [ours.token(i) for i in ours.encode("12345678")]
+    assert not any(len(piece) > 3 for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"tokenizer.ggml.model": "bert"}, "bert"),
+        ({"tokenizer.ggml.pre": "esperanto"}, "esperanto"),
+        ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens"),
+        ({"tokenizer.ggml.merges": ["no such"]}, "merges"),
+    ],
+    ids=str,
+)
+def test_unsupported_vocabularies_are_refused_by_name(trained, change, words):
+    with pytest.raises(TokenizerError, match=words) as caught:
+        Tokenizer.from_gguf(trained[1] | change, "m.gguf")
+    assert "\n" not in str(caught.value) and "m.gguf" in str(caught.value)
+
+
+def test_id_outside_the_vocabulary_is_refused(trained):
+    with pytest.raises(TokenizerError, match="999"):
+        Tokenizer.from_gguf(trained[1]).token(999)
+
+
+def test_token_types_are_gguf_s():
+    from greta_jax import tokenizer
+
+    assert gguf.TokenType.CONTROL == tokenizer.CONTROL
+    assert gguf.TokenType.USER_DEFINED == tokenizer.USER_DEFINED
+    assert "llama-bpe" in PRE_TOKENIZERS
