@@ -59,7 +59,8 @@ class ModelConfig:
         values = _read_values(reader)
         values.setdefault("K", values["N"])
         values.setdefault("rope_base", 10000.0)
-        values.setdefault("V", _embedding_rows(reader))
+        if "V" not in values:
+            values["V"] = _embedding_rows(reader)
         scaling = values.pop("rope_scaling", "none")
         if scaling != "none":
             raise ModelRefused(f"llama.rope.scaling.type is {scaling!r}: only 'none' is supported")

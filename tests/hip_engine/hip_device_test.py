@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from hip_engine.device import Buffer, open_device
+from hip_engine.errors import DeviceUnavailable, LaunchError
+from hip_engine.gfx942.code_object import Argument
+from hip_engine.hip import arguments
+from hip_engine.hip import device as hip
+
+POINTER = Argument("x", 0, 8, "global_buffer")
+COUNT = Argument("n", 8, 4, "by_value")
+SCALE = Argument("scale", 12, 4, "by_value")
+HIDDEN = Argument("blocks", 16, 4, "hidden_block_count_x")
+ALL = (POINTER, COUNT, SCALE, HIDDEN)
+
+
+def test_a_machine_without_hip_is_told_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("ROCM_PATH", str(tmp_path))
+    monkeypatch.setattr(hip, "LIBRARY", "libabsent.so")
+    with pytest.raises(DeviceUnavailable, match="no HIP runtime.*--device=emulated"):
+        open_device("mi300x")
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(DeviceUnavailable, match="use emulated or mi300x"):
+        open_device("banana")
+
+
+def test_arguments_are_packed_at_their_offsets():
+    packed = arguments.pack("k", ALL, (Buffer(0x1234, 8, "b"), -2, 0.5))
+    assert packed == (
+        (0x1234).to_bytes(8, "little") + b"\xfe\xff\xff\xff" + np.float32(0.5).tobytes()
+    )
+
+
+BAD_ARGUMENTS = {
+    "too_few": ((1, 2), "takes 3 arguments, was given 2"),
+    "too_large": ((1, 1 << 32, 0.5), "n = 4294967296"),
+    "wrong_width": ((1, np.int64(1), 0.5), "n is 4 bytes"),
+    "no_number": ((1, "two", 0.5), "n = 'two'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_arguments_that_do_not_fit_are_refused_by_name(case):
+    args, message = BAD_ARGUMENTS[case]
+    with pytest.raises(LaunchError, match=message):
+        arguments.pack("k", ALL, args)
