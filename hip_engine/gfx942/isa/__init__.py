@@ -1,0 +1,14 @@
+"""The gfx942 instruction set as tables of small emitters; importing this fills `table.OPCODES`."""
+
+from hip_engine.gfx942.isa import (  # noqa: F401
+    lanes,
+    memory_ops,
+    scalar,
+    vector_compare,
+    vector_convert,
+    vector_float,
+    vector_integer,
+)
+from hip_engine.gfx942.isa.table import OPCODES, instruction_class
+
+__all__ = ["OPCODES", "instruction_class"]

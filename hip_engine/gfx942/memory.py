@@ -1,0 +1,142 @@
+"""Device memory of the emulated MI300X: one reserved range of this process, with allocations.
+
+A device address is a host address inside the range. Allocations are separated by guard zones, so
+that an access past one of them is an access to none. A second range of the same size holds one log
+byte per byte (bit 0 read, bit 1 written), filled only while an access log is open.
+"""
+
+import bisect
+import ctypes
+import mmap
+
+import numpy as np
+
+from hip_engine.device import Buffer
+from hip_engine.errors import LaunchError, OutOfDeviceMemory
+
+MAP_NORESERVE = 0x4000
+ARENA_BYTES = 192 << 30  # HBM of one MI300X
+GUARD_BYTES = 1 << 16
+ALIGNMENT = 1 << 12
+READ_BIT, WRITTEN_BIT = 1, 2
+
+
+class MemoryTable(ctypes.Structure):
+    """Mirror of the runtime's Memory."""
+
+    _fields_ = [
+        ("count", ctypes.c_uint64),
+        ("begin", ctypes.c_void_p),
+        ("end", ctypes.c_void_p),
+        ("watch", ctypes.c_uint64),
+        ("shadow", ctypes.c_int64),
+    ]
+
+
+def _reserve(nbytes: int) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return mmap.mmap(-1, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+class Memory:
+    """Allocates, frees, reads and writes device memory."""
+
+    def __init__(self):
+        self._arena = _reserve(ARENA_BYTES)
+        self._shadow = _reserve(ARENA_BYTES)
+        self._bytes = np.frombuffer(self._arena, np.uint8)
+        self._log = np.frombuffer(self._shadow, np.uint8)
+        self.base = self._bytes.ctypes.data
+        self.table = MemoryTable(shadow=self._log.ctypes.data - self.base)
+        self._buffers: list[Buffer] = []  # by address
+        self._begins: list[int] = []
+        self._publish()
+
+    def _publish(self) -> None:
+        """Rebuild the table that the runtime searches; no launch is under way."""
+        self._begin = np.array(self._begins, np.uint64)
+        self._end = np.array([b.address + b.nbytes for b in self._buffers], np.uint64)
+        self.table.begin, self.table.end = self._begin.ctypes.data, self._end.ctypes.data
+        self.table.count = len(self._buffers)
+
+    def allocate(self, nbytes: int, label: str) -> Buffer:
+        """First fit between live allocations, zero-filled.
+
+        Raises:
+          OutOfDeviceMemory: no gap is large enough; nothing is changed.
+        """
+        if nbytes <= 0:
+            raise LaunchError(
+                f"allocation of {nbytes} bytes for {label}: the size must be positive"
+            )
+        start = self.base + GUARD_BYTES
+        for position, buffer in enumerate([*self._buffers, None]):
+            limit = buffer.address if buffer else self.base + ARENA_BYTES
+            if start + nbytes + GUARD_BYTES <= limit:
+                fresh = Buffer(start, nbytes, label)
+                self._buffers.insert(position, fresh)
+                self._begins.insert(position, start)
+                self._publish()
+                return fresh
+            if buffer:
+                end = buffer.address + buffer.nbytes + GUARD_BYTES
+                start = -(-end // ALIGNMENT) * ALIGNMENT
+        raise OutOfDeviceMemory(f"{nbytes} bytes for {label} do not fit in {ARENA_BYTES} bytes")
+
+    def free(self, buffer: Buffer) -> None:
+        position = self._position(buffer)
+        del self._buffers[position], self._begins[position]
+        begin = buffer.address - self.base
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (begin + buffer.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0:
+            self._arena.madvise(mmap.MADV_DONTNEED, first, length)
+        self._bytes[begin : begin + buffer.nbytes] = 0
+        self._publish()
+
+    def _position(self, buffer: Buffer) -> int:
+        position = bisect.bisect_left(self._begins, buffer.address)
+        if position == len(self._buffers) or self._buffers[position] != buffer:
+            raise LaunchError(f"{buffer.label}: not a live allocation (freed twice?)")
+        return position
+
+    def span(self, buffer: Buffer, offset: int, nbytes: int) -> slice:
+        """Slice of the arena for a host access, checked against the buffer."""
+        self._position(buffer)
+        if offset < 0 or nbytes < 0 or offset + nbytes > buffer.nbytes:
+            raise LaunchError(
+                f"host access to bytes {offset} to {offset + nbytes} of {buffer.label}, "
+                f"which has {buffer.nbytes}"
+            )
+        begin = buffer.address - self.base + offset
+        return slice(begin, begin + nbytes)
+
+    def view(self, buffer: Buffer, offset: int, nbytes: int) -> np.ndarray:
+        return self._bytes[self.span(buffer, offset, nbytes)]
+
+    def log(self, buffer: Buffer) -> np.ndarray:
+        return self._log[self.span(buffer, 0, buffer.nbytes)]
+
+    def clear_log(self) -> None:
+        """Forget every logged access (the pages go back to the system)."""
+        self._shadow.madvise(mmap.MADV_DONTNEED)
+
+    def nearest(self, address: int) -> str:
+        """Where an address lies relative to the nearest live allocation, in words."""
+        if not self._buffers:
+            return "nothing is allocated"
+
+        def distance(b: Buffer) -> int:
+            return max(b.address - address, address - (b.address + b.nbytes) + 1, 0)
+
+        position = bisect.bisect_right(self._begins, address)
+        near = min(self._buffers[max(0, position - 1) : position + 1], key=distance)
+        if distance(near) > ARENA_BYTES:
+            return "no allocation is near"
+        if address < near.address:
+            place = f"{near.address - address} bytes before"
+        elif address >= near.address + near.nbytes:
+            place = f"{address - near.address - near.nbytes} bytes past the end of"
+        else:
+            place = f"at byte {address - near.address} of"
+        return f"{place} {near.label} (0x{near.address:x}, {near.nbytes} bytes)"

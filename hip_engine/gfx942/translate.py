@@ -1,0 +1,306 @@
+"""A kernel's machine code to LLVM IR: basic blocks, grouped into functions ("pieces").
+
+Each piece is `i32 piece(ptr wave, i32 block)`: it enters at the block given, runs until control
+leaves it, and returns the next block or why it stopped (layout.py). Pieces are small because the
+time LLVM takes grows faster than the length of a function.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from hip_engine.errors import UnsupportedInstruction
+from hip_engine.gfx942 import layout
+from hip_engine.gfx942.code_object import CodeObject, KernelDescriptor
+from hip_engine.gfx942.disassembly import Instruction
+from hip_engine.gfx942.emit import Value
+from hip_engine.gfx942.isa import OPCODES, instruction_class
+from hip_engine.gfx942.wave import EXEC, VCC, Wave
+
+BLOCK_INSTRUCTIONS = 64
+PIECE_INSTRUCTIONS = 128
+
+ENDS = {"s_endpgm", "s_endpgm_saved", "s_trap"}
+INDIRECT = {"s_setpc_b64", "s_swappc_b64"}
+CONTROL = {"s_barrier", "s_getpc_b64", "s_call_b64", "s_branch", *ENDS, *INDIRECT}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Straight-line code; `address` is the virtual address of its first instruction."""
+
+    index: int
+    address: int
+    instructions: tuple[Instruction, ...]
+
+
+@dataclass(frozen=True)
+class Translation:
+    """IR text of one kernel and what the dispatcher and the reports need to know about it."""
+
+    ir: str
+    pieces: tuple[str, ...]  # function of each block
+    block_addresses: tuple[int, ...]
+    block_classes: tuple[dict[str, int], ...]
+    entry: int
+    sites: tuple[tuple[int, str], ...]  # address and text of each instruction, by site number
+
+
+def is_branch(inst: Instruction) -> bool:
+    return inst.mnemonic.startswith("s_cbranch") or inst.mnemonic == "s_branch"
+
+
+def ends_block(inst: Instruction) -> bool:
+    return is_branch(inst) or inst.mnemonic in CONTROL - {"s_getpc_b64"}
+
+
+def translate(
+    code: CodeObject, kernel: KernelDescriptor, instructions: list[Instruction], name: str
+) -> Translation:
+    """Translate everything reachable from the kernel's entry.
+
+    Raises:
+      UnsupportedInstruction: an opcode or an operand that is not implemented, with the kernel,
+        the offset and the text.
+    """
+    reached = _reachable(code, kernel, instructions)
+    blocks = _blocks(reached, _leaders(code, kernel, reached))
+    by_address = {block.address: block.index for block in blocks}
+    sites: list[tuple[int, str]] = []
+    functions: list[str] = []
+    pieces: list[str] = []
+    declared: dict[str, str] = {}
+    for number, group in enumerate(_groups(blocks)):
+        function = f"{name}_{number}"
+        w = Wave()
+        _piece(w, function, group, by_address, kernel, sites)
+        functions.append("\n".join(w.lines))
+        declared |= w.declared
+        pieces += [function] * len(group)
+    ir = "\n".join([*sorted(declared.values()), *functions, _PROFILE])
+    return Translation(
+        ir=ir,
+        pieces=tuple(pieces),
+        block_addresses=tuple(b.address for b in blocks),
+        block_classes=tuple(
+            dict(Counter(instruction_class(i.mnemonic) for i in b.instructions)) for b in blocks
+        ),
+        entry=by_address[kernel.entry],
+        sites=tuple(sites),
+    )
+
+
+_PROFILE = '!0 = !{!"branch_weights", i32 1, i32 1000000}\n'
+
+
+def _reachable(code: CodeObject, kernel: KernelDescriptor, instructions) -> list[Instruction]:
+    """Instructions reachable from the entry; with indirect jumps, from every function too."""
+    index = {inst.address: n for n, inst in enumerate(instructions)}
+    seen: set[int] = set()
+    work = [kernel.entry]
+    indirect = False
+    while work:
+        address = work.pop()
+        while address not in seen:
+            if address not in index:
+                raise _unsupported(kernel, address, "control leaves the code section")
+            seen.add(address)
+            inst = instructions[index[address]]
+            if inst.target is not None:
+                work.append(inst.target)
+            if inst.mnemonic in INDIRECT and not indirect:
+                indirect = True
+                work += [a for n, (a, _) in code.functions.items() if n not in code.kernels]
+            if inst.mnemonic in ENDS or inst.mnemonic in ("s_branch", "s_setpc_b64"):
+                break
+            address += inst.size
+    return [instructions[index[a]] for a in sorted(seen)]
+
+
+def _leaders(code: CodeObject, kernel: KernelDescriptor, reached: list[Instruction]) -> set[int]:
+    leaders = {kernel.entry} | {a for a, _ in code.functions.values()}
+    for inst in reached:
+        if inst.target is not None:
+            leaders.add(inst.target)
+        if ends_block(inst):
+            leaders.add(inst.address + inst.size)
+    return leaders
+
+
+def _blocks(reached: list[Instruction], leaders: set[int]) -> list[Block]:
+    blocks: list[Block] = []
+    current: list[Instruction] = []
+
+    def close() -> None:
+        if current:
+            blocks.append(Block(len(blocks), current[0].address, tuple(current)))
+            current.clear()
+
+    for inst in reached:
+        gap = current and current[-1].address + current[-1].size != inst.address
+        if inst.address in leaders or gap or len(current) >= BLOCK_INSTRUCTIONS:
+            close()
+        current.append(inst)
+    close()
+    return blocks
+
+
+def _groups(blocks: list[Block]) -> list[list[Block]]:
+    groups: list[list[Block]] = []
+    count = PIECE_INSTRUCTIONS
+    for block in blocks:
+        count += len(block.instructions)
+        if count > PIECE_INSTRUCTIONS or not groups:
+            groups.append([])
+            count = len(block.instructions)
+        groups[-1].append(block)
+    return groups
+
+
+def _piece(w, function, group, by_address, kernel, sites) -> None:
+    local = {block.index for block in group}
+
+    def goto(index: int) -> str:
+        """Label of a block: itself if it is in this piece, else a stub that returns its number."""
+        return f"b{index}" if index in local else f"leave{index}"
+
+    w.lines.append(f"define i32 @{function}(ptr noalias %w, i32 %block) {{")
+    w.label("entry")
+    cases = " ".join(f"i32 {b.index}, label %b{b.index}" for b in group)
+    w.do(f"switch i32 %block, label %b{group[0].index} [{cases}]")
+    left: set[int] = set()
+    headers = {
+        by_address[i.target]
+        for block in group
+        for i in block.instructions
+        if i.target is not None and i.target <= i.address
+    }
+    for block in group:
+        w.label(f"b{block.index}")
+        w.begin_block()
+        _count(w, block, check=block.index in headers)
+        for inst in block.instructions[:-1]:
+            _instruction(w, inst, kernel, sites)
+        for index in _terminate(w, block, by_address, kernel, sites, goto):
+            if index not in local:
+                left.add(index)
+    for index in sorted(left):
+        w.label(f"leave{index}")
+        w.do(f"ret i32 {index}")
+    w.lines.append("}")
+
+
+def _count(w: Wave, block: Block, check: bool) -> None:
+    """One more entry of this block; loop heads check the instruction budget."""
+    counts = w.load("ptr", w.pointer("%w", layout.COUNTS), 8)
+    slot = w.let("ptr", f"getelementptr i64, ptr {counts.name}, i64 {block.index}")
+    entered = w.load("i64", slot, 8)
+    w.store(w.op("add", entered, w.const("i64", 1)), slot, 8)
+    pointer = w.pointer("%w", layout.BUDGET)
+    budget = w.load("i64", pointer, 8)
+    budget = w.op("sub", budget, w.const("i64", len(block.instructions)))
+    w.store(budget, pointer, 8)
+    if check:
+        out = w.icmp("slt", budget, w.const("i64", 0))
+        pc = w.const("i32", block.index)
+        w.store(pc, w.pointer("%w", layout.PC), 4)
+        w.exit_if(out, layout.RUNAWAY)
+
+
+def _instruction(w: Wave, inst: Instruction, kernel, sites) -> None:
+    w.inst, w.site = inst, len(sites)
+    sites.append((inst.address - kernel.entry, inst.text))
+    emitter = OPCODES.get(inst.base)
+    try:
+        if inst.mnemonic == "s_getpc_b64":
+            _getpc(w, inst)
+            return
+        if emitter is None:
+            raise UnsupportedInstruction("this opcode is not implemented")
+        emitter(w, inst)
+    except UnsupportedInstruction as error:
+        raise _unsupported(kernel, inst.address, str(error), inst.text) from error
+    except (AssertionError, IndexError, KeyError, ValueError, TypeError, StopIteration) as error:
+        reason = f"operands not understood ({type(error).__name__}: {error})"
+        raise _unsupported(kernel, inst.address, reason, inst.text) from error
+
+
+def _unsupported(kernel, address: int, why: str, text: str = "") -> UnsupportedInstruction:
+    where = f"kernel {kernel.symbol} at offset 0x{address - kernel.entry:x}"
+    return UnsupportedInstruction(f"{where}: {text + ': ' if text else ''}{why}")
+
+
+def _getpc(w: Wave, inst: Instruction) -> None:
+    base = w.load("i64", w.pointer("%w", layout.CODE_BASE), 8)
+    value = w.op("add", base, w.const("i64", inst.address + inst.size))
+    w.set_sgpr(inst.operands[0].index, value)
+
+
+def _terminate(w, block: Block, by_address, kernel, sites, goto) -> list[int]:
+    """Emit the last instruction and the transfer of control; returns the blocks it may go to."""
+    inst = block.instructions[-1]
+    after = inst.address + inst.size
+    name = inst.mnemonic
+    if not ends_block(inst):
+        _instruction(w, inst, kernel, sites)
+        return _jump(w, [by_address[after]], goto)
+    w.inst, w.site = inst, len(sites)
+    sites.append((inst.address - kernel.entry, inst.text))
+    if name in ("s_endpgm", "s_endpgm_saved"):
+        w.do(f"ret i32 {layout.ENDED}")
+        return []
+    if name == "s_trap":
+        w.runtime("trap")
+        w.do("unreachable")
+        return []
+    if name == "s_barrier":
+        w.store(w.const("i32", by_address[after]), w.pointer("%w", layout.PC), 4)
+        w.do(f"ret i32 {layout.BARRIER}")
+        return []
+    if name == "s_branch":
+        return _jump(w, [by_address[inst.target]], goto)
+    if name in (*INDIRECT, "s_call_b64"):
+        return _call_or_return(w, inst, by_address, goto)
+    return _conditional(w, inst, by_address, kernel, goto)
+
+
+def _jump(w: Wave, indices: list[int], goto) -> list[int]:
+    w.do(f"br label %{goto(indices[0])}")
+    return indices
+
+
+def _call_or_return(w: Wave, inst: Instruction, by_address, goto) -> list[int]:
+    target = w.sgpr(inst.operands[-1].index, 64) if inst.mnemonic in INDIRECT else None
+    if inst.mnemonic != "s_setpc_b64":
+        base = w.load("i64", w.pointer("%w", layout.CODE_BASE), 8)
+        here = w.op("add", base, w.const("i64", inst.address + inst.size))
+        w.set_sgpr(inst.operands[0].index, here)
+    if target is None:
+        return _jump(w, [by_address[inst.target]], goto)
+    site = w.const("i32", w.site)
+    found = w.call("i32", "jump_to", Value("%w", "ptr"), site, target)
+    w.do(f"ret i32 {found.name}")
+    return []
+
+
+CONDITIONS = {
+    "s_cbranch_scc0": (None, "eq"),
+    "s_cbranch_scc1": (None, "ne"),
+    "s_cbranch_vccz": (VCC, "eq"),
+    "s_cbranch_vccnz": (VCC, "ne"),
+    "s_cbranch_execz": (EXEC, "eq"),
+    "s_cbranch_execnz": (EXEC, "ne"),
+}
+
+
+def _conditional(w: Wave, inst: Instruction, by_address, kernel, goto) -> list[int]:
+    if inst.mnemonic not in CONDITIONS:
+        raise _unsupported(kernel, inst.address, "this branch is not implemented", inst.text)
+    register, predicate = CONDITIONS[inst.mnemonic]
+    if register is None:
+        value = w.load("i32", w.pointer("%w", layout.SCC), 4)
+    else:
+        value = w.sgpr(register, 64)
+    taken, after = by_address[inst.target], by_address[inst.address + inst.size]
+    condition = w.icmp(predicate, value, w.const(value.ty, 0))
+    w.do(f"br i1 {condition.name}, label %{goto(taken)}, label %{goto(after)}")
+    return [taken, after]
