@@ -43,7 +43,7 @@ _FLAGS = (
     (flags.DEFINE_integer, "max_tokens", 2, "Decode steps, on the oracle's greedy tokens."),
     (flags.DEFINE_enum, "precision", "fp64", ["fp64", "fp32"], "Arithmetic of the oracle."),
     (flags.DEFINE_enum, "device", "emulated", ["emulated", "mi300x"], "What runs the code."),
-    (flags.DEFINE_string, "kv_dtype", "fp32", "Storage of the engine's KV cache."),
+    (flags.DEFINE_enum, "kv_dtype", "float16", ["float16", "float32"], "The engine's KV cache."),
     (flags.DEFINE_string, "out_dir", None, "Results; default artifacts/alignment/<date>."),
     (flags.DEFINE_string, "inject_fault", None, "Run with a named fault, which must be found."),
     (flags.DEFINE_bool, "attn_verify", True, "Write a record for each decode step and layer."),
@@ -81,6 +81,10 @@ class Config:
     decode_ref: bool
     debug: bool
     sources: tuple[tuple[str, str], ...]
+
+    @property
+    def out_path(self) -> Path:
+        return Path(self.out_dir)
 
     def as_record(self) -> dict:
         return asdict(self) | {"sources": dict(self.sources)}

@@ -34,7 +34,7 @@ class Declared:
     """What the engine says of itself: the dtype stored at each site, and what it never stores."""
 
     dims: Mapping[str, int]
-    dtypes: Mapping[str, np.dtype]
+    stores: Mapping[str, str]
     fused: frozenset[str] = frozenset()
 
 
@@ -126,7 +126,7 @@ def judge_site(
             floor=floors.Floor({name: rows[position] for name, rows in floor.items()}),
             closure_bound=closure[position],
             shape=sites.row_shape(site, declared.dims, position),
-            dtype=declared.dtypes[site],
+            stored=declared.stores[site],
             inputs_finite=_finite(read_got, position),
         )
         judgements.append(verdict.judge(case))

@@ -36,12 +36,18 @@ class Access:
 
 @dataclass(frozen=True)
 class LayerInvariants:
-    """Findings of one layer at one step; empty `errors` means that all invariants held."""
+    """Findings of one layer at one step; empty `errors` means that all invariants held.
+
+    `written_at`, `read_at`: byte offset of the first slot of this layer that was really touched, by
+    kind ("k", "v"); a kind that was not touched is absent.
+    """
 
     layer: int
     position: int
     written_slots: int
     read_slots: int
+    written_at: dict[str, int]
+    read_at: dict[str, int]
     errors: tuple[str, ...]
 
     @property
@@ -79,6 +85,16 @@ def _layer_errors(kind: str, slot_bytes: int, written_KS, read_KS, position: int
     return found
 
 
+def _first_touched(slots: list[Slots], flagged: list[np.ndarray], layer: int) -> dict[str, int]:
+    """Lowest byte offset among the layer's slots that hold a flagged byte, by kind."""
+    found = {}
+    for s, bytes_LKS in zip(slots, flagged, strict=True):
+        touched = s.offsets_LKS[layer][bytes_LKS[layer] > 0]
+        if touched.size:
+            found[s.kind] = int(touched.min())
+    return found
+
+
 def _outside(slots: Slots, access: Access) -> str:
     """Bytes of the buffer that belong to no slot and were written."""
     covered = int(_by_slot(access.written, slots).sum())
@@ -100,6 +116,7 @@ def check_step(
                 s.kind, s.slot_bytes, written_LKS[layer], read_LKS[layer], position
             )
         counts = [int(sum((a[layer] > 0).sum() for a in which)) for which in (written, read)]
-        layers.append(LayerInvariants(layer, position, *counts, tuple(errors)))
+        places = [_first_touched(slots, which, layer) for which in (written, read)]
+        layers.append(LayerInvariants(layer, position, *counts, *places, tuple(errors)))
     stray = [text for s, a in zip(slots, accesses, strict=True) if (text := _outside(s, a))]
     return layers, stray

@@ -39,8 +39,8 @@ SEVERITY = {status: rank for rank, status in enumerate(Status)}
 class Case:
     """Everything one verdict is made of: plain arrays, and what the engine declared.
 
-    `floor` bounds |got - op64(in_got)| at the engine's declared precision, `closure_bound` bounds
-    |op64(in_ref) - ref| at the oracle's own.
+    `stored` is the dtype the engine declares to store there; `floor` bounds |got - op64(in_got)| at
+    the engine's declared precision, `closure_bound` |op64(in_ref) - ref| at the oracle's own.
     """
 
     key: Key
@@ -51,7 +51,7 @@ class Case:
     floor: floors.Floor
     closure_bound: np.ndarray
     shape: tuple[int, ...]
-    dtype: np.dtype
+    stored: str
     inputs_finite: bool
 
 
@@ -79,6 +79,12 @@ class Judgement:
         return self.status in FAILED and not self.inherited
 
 
+def _holds_only(array: np.ndarray, dtype: str) -> bool:
+    """Whether every value is one of `dtype`, whatever wider type it is handed over in."""
+    with np.errstate(over="ignore"):
+        return np.array_equal(array, array.astype(dtype).astype(array.dtype), equal_nan=True)
+
+
 def _local_failure(parts: Budget, op64_got: np.ndarray, floor: np.ndarray) -> Status:
     """Structural if the local error is nearer, in octaves, to the signal than to the floor."""
     error, signal, least = (metrics.rms(a) for a in (parts.local, op64_got, floor))
@@ -91,8 +97,8 @@ def judge(case: Case) -> Judgement:
     if got.shape != case.shape or case.ref.shape != case.shape:
         reason = f"expected {case.shape}, reference {case.ref.shape}, got {got.shape}"
         return Judgement(case.key, Status.SHAPE, reason)
-    if got.dtype != case.dtype:
-        reason = f"declared {np.dtype(case.dtype).name}, got {got.dtype.name}"
+    if not _holds_only(got, case.stored):
+        reason = f"declared {case.stored}, but some values of the {got.dtype} are not {case.stored}"
         return Judgement(case.key, Status.DTYPE, reason)
     floor = np.broadcast_to(case.floor.array(), case.shape)
     parts = budget(case.ref, got, case.op64_ref, case.op64_got, case.closure_bound)

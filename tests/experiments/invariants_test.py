@@ -35,12 +35,15 @@ def test_a_correct_step_holds_every_invariant():
     assert all(layer.ok for layer in layers) and not stray
     assert layers[1].written_slots == 2 * KV_HEADS
     assert layers[1].read_slots == 2 * KV_HEADS * (POSITION + 1)
+    assert layers[1].read_at == {"k": OFFSETS_LKS[1, 0, 0], "v": OFFSETS_LKS[1, 0, 0]}
+    assert layers[1].written_at["v"] == OFFSETS_LKS[1, 0, POSITION]
 
 
 def test_layer_zeros_base_for_every_layer_is_seen_from_addresses_alone():
     layers, _ = check_step(SLOTS, step(read_layer=lambda layer: 0), POSITION)
     assert layers[0].ok
     assert all("k live slot never read" in layer.errors[0] for layer in layers[1:])
+    assert layers[0].read_at and not layers[1].read_at
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_the_first_nan_is_blamed_on_the_op_whose_inputs_were_clean():
     "spoil, status",
     [
         (lambda rows: rows[:, :-1], Status.SHAPE),
-        (lambda rows: rows.astype(np.float64), Status.DTYPE),
+        (lambda rows: rows.astype(np.float64) * (1 + 2 * toy.U64), Status.DTYPE),
         (lambda rows: rows[:-1], Status.MISSING),
     ],
     ids=["one_element_short", "another_dtype", "one_token_short"],
@@ -124,7 +124,7 @@ def test_a_fused_site_is_neither_a_pass_nor_a_failure():
 
 def test_a_run_compared_with_itself_is_vacuous():
     ref = toy.oracle()
-    declared = replace(toy.DECLARED, dtypes={SITE: np.dtype(float), "embed": np.dtype(float)})
+    declared = replace(toy.DECLARED, stores={SITE: "float64", "embed": "float64"})
     assert {v.status for v in judge(ref, ref, declared).values()} == {Status.VACUOUS}
 
 

@@ -11,9 +11,7 @@ T, D, LAYERS = 5, 24, 4
 SITE = "ffn.norm"
 RUN = Run("model", "prompt", (7, 11, 13, 17, 19))
 U32, U64 = np.finfo(np.float32).eps / 2, np.finfo(np.float64).eps / 2
-DECLARED = Declared(
-    dims={"D": D}, dtypes={SITE: np.dtype(np.float32), "embed": np.dtype(np.float32)}
-)
+DECLARED = Declared(dims={"D": D}, stores={SITE: "float32", "embed": "float32"})
 
 
 def weights() -> list[np.ndarray]:

@@ -1,0 +1,136 @@
+"""What an alignment found, the assertions that decide it, and what it means as an exit code."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import chex
+import numpy as np
+
+from experiments import under_test
+from experiments.align import compare, divergence, sites, trace, verdict
+from experiments.align.report import RouteResult
+from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS, Config
+from experiments.reference import Reference
+from hip_engine import routes
+from hip_engine.kv_cache import KvGeometry
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """One prompt: both sides, every verdict, and the assertion that failed, if one did."""
+
+    reference: Reference
+    run: under_test.EngineRun
+    verdicts: list[compare.SiteVerdict]
+    assertion: str
+
+    @property
+    def judgements(self) -> list[verdict.Judgement]:
+        return [j for found in self.verdicts for j in found.judgements]
+
+    @property
+    def kv_errors(self) -> list[str]:
+        layers = [step for watched in self.run.watched for step in watched.layers]
+        found = [f"layer {i.layer}: {error}" for i in layers for error in i.errors]
+        return found + [text for watched in self.run.watched for text in watched.stray]
+
+    @property
+    def flips(self) -> list[int]:
+        """Positions at which the engine's top-1 is not the oracle's."""
+        pairs = zip(self.run.top1_T, self.reference.top1_T, strict=True)
+        return [position for position, (got, ref) in enumerate(pairs) if got != ref]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One run of an experiment. `facts` are what every record repeats: hashes, commit, route."""
+
+    config: Config
+    facts: dict
+    layers: tuple[int, ...]
+    dims: dict[str, int]
+    geometry: KvGeometry
+    results: dict[str, PromptResult] = field(default_factory=dict)
+    routes: list[RouteResult] = field(default_factory=list)
+    device_faults: list[str] = field(default_factory=list)
+
+    def first_divergence(self) -> tuple[str, divergence.Divergence] | None:
+        for prompt, result in self.results.items():
+            if found := divergence.first_divergence(result.judgements):
+                return prompt, found
+        return None
+
+    def reasons(self) -> list[tuple[int, str]]:
+        """Every reason not to pass, as (exit code, text)."""
+        found = [(EXIT_FAIL, f"device fault: {text}") for text in self.device_faults]
+        for prompt, result in self.results.items():
+            found += [(code, f"{prompt}: {text}") for code, text in _reasons(result, self.config)]
+        return found
+
+    @property
+    def exit_code(self) -> int:
+        """The oracle's own failure outranks the engine's, and that outranks doubt."""
+        codes = {code for code, _ in self.reasons()}
+        order = (EXIT_ORACLE, EXIT_FAIL, EXIT_INCONCLUSIVE)
+        return next((code for code in order if code in codes), EXIT_PASS)
+
+
+def _reasons(result: PromptResult, config: Config) -> Iterator[tuple[int, str]]:
+    for complaint in result.reference.complaints:
+        yield EXIT_ORACLE, f"oracle self-check: {complaint}"
+    if result.assertion:
+        yield EXIT_FAIL, f"assertion: {result.assertion}"
+    if result.kv_errors:
+        yield EXIT_FAIL, f"KV invariant: {result.kv_errors[0]}"
+    if undecided := divergence.undecided(result.judgements):
+        first = undecided[0]
+        place = sites.name(first.key.layer, first.key.site)
+        yield _undecided_code(first), f"{place} is {first.status}: {first.reason}"
+    if not any(j.status in verdict.CLEAN for j in result.judgements):
+        yield EXIT_INCONCLUSIVE, "no tensor was judged"
+    if not config.kv_invariants:
+        yield EXIT_INCONCLUSIVE, "KV invariants were not checked (--kv_invariants)"
+    if not config.decode_ref:
+        yield EXIT_INCONCLUSIVE, "nothing was compared with the oracle (--decode_ref)"
+    requested = routes.resolve(routes.Route.parse(config.route))[0]
+    if result.run.attestation.observed != str(requested):
+        observed = result.run.attestation.observed
+        yield EXIT_INCONCLUSIVE, f"route {requested} is not attested: observed {observed}"
+    if result.flips and not result.assertion and not result.kv_errors:
+        where = ", ".join(map(str, result.flips))
+        yield EXIT_INCONCLUSIVE, f"top-1 differs at position {where} and no op is to blame"
+
+
+def _undecided_code(judgement: verdict.Judgement) -> int:
+    unclosed = judgement.closure_ratio is not None and judgement.closure_ratio > 1
+    return EXIT_ORACLE if unclosed else EXIT_INCONCLUSIVE
+
+
+def assert_within_floors(
+    verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict[str, int]
+) -> None:
+    """The assertions that decide: shape, finiteness, and |local| <= floor, element by element.
+
+    Ratios to the floor are compared, so that the only tolerance is one floor.
+    """
+    for found in verdicts:
+        place = found.layer, found.site
+        if not found.ratios or place not in got:
+            continue
+        for position, ratio in enumerate(found.ratios):
+            row = got.rows(*place)[position]
+            chex.assert_shape(row, sites.row_shape(found.site, dims, position))
+            chex.assert_tree_all_finite(row)
+            nothing, one_floor = np.zeros_like(ratio), 1.0
+            chex.assert_trees_all_close(ratio, nothing, rtol=0.0, atol=one_floor)
+
+
+def first_failed_assertion(verdicts, got: trace.Trace, dims: dict[str, int]) -> str:
+    """The message of the assertion that failed, with the place; empty if all held."""
+    for found in verdicts:
+        try:
+            assert_within_floors([found], got, dims)
+        except AssertionError as error:
+            what = " ".join(str(error).split("\n")[0].split())
+            return f"{sites.name(found.layer, found.site)}: {what}"
+    return ""

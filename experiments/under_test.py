@@ -1,0 +1,135 @@
+"""The engine's side of an alignment: the trace it really computed, and the bytes it touched."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.align import sites, trace
+from experiments.align.invariants import Access, LayerInvariants, Slots, check_step
+from experiments.reference import Reference
+from hip_engine import routes
+from hip_engine.device import Device
+from hip_engine.engine import Engine
+from hip_engine.errors import RouteNotBuilt
+from hip_engine.kv_cache import KvGeometry
+from hip_engine.taps import Taps
+
+
+@dataclass(frozen=True)
+class WatchedStep:
+    """KV invariants of every layer at one decode step, and bytes written outside every slot."""
+
+    layers: list[LayerInvariants]
+    stray: list[str]
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """One prompt under the engine, teacher-forced on the oracle's tokens.
+
+    `free_tokens` are those it chose when left alone; equal choices mean an equal run, so the engine
+    is run again only from a choice that differs.
+    """
+
+    trace: trace.Trace
+    top1_T: tuple[int, ...]
+    watched: list[WatchedStep]
+    free_tokens: tuple[int, ...]
+    attestation: routes.Attestation
+
+
+def kv_slots(geometry: KvGeometry) -> list[Slots]:
+    """The cache's layout as plain numbers."""
+    strides = (
+        geometry.layer_stride_bytes,
+        geometry.head_stride_bytes,
+        geometry.position_stride_bytes,
+    )
+    counts = np.indices((geometry.layers, geometry.kv_heads, geometry.positions))
+    offsets_LKS = sum(stride * count for stride, count in zip(strides, counts, strict=True))
+    return [
+        Slots(kind, buffer.address, buffer.nbytes, geometry.slot_bytes, offsets_LKS)
+        for kind, buffer in (("k", geometry.k), ("v", geometry.v))
+    ]
+
+
+def run_forced(
+    engine: Engine,
+    device: Device,
+    reference: Reference,
+    layers: tuple[int, ...],
+    watch: bool,
+    progress: Callable[[int, int], None],
+) -> EngineRun:
+    """Feeds the oracle's tokens one by one, with every site of `layers` read back."""
+    taps = Taps.of(engine.sites, layers)
+    slots = kv_slots(engine.kv_geometry()) if watch else []
+    taken, top1, watched = [], [], []
+    engine.reset()
+    for position, token_id in enumerate(reference.token_ids):
+        if watch and position >= reference.prompt_tokens:
+            with device.watch() as log:
+                step = engine.step(token_id, taps)
+            geometry = engine.kv_geometry()
+            buffers = (geometry.k, geometry.v)
+            accesses = [Access(log.written(buffer), log.read(buffer)) for buffer in buffers]
+            watched.append(WatchedStep(*check_step(slots, accesses, position)))
+        else:
+            step = engine.step(token_id, taps)
+        taken.append(step.taps)
+        top1.append(step.top1)
+        progress(position + 1, len(reference.token_ids))
+    attestation = engine.attest()
+    run = trace.Run(engine.model_sha256, reference.trace.run.prompt_sha256, reference.token_ids)
+    rows = {place: _rows(place[1], [step[place] for step in taken]) for place in taken[0]}
+    free = _free_tokens(engine, reference, top1)
+    return EngineRun(trace.Trace(run, rows), tuple(top1), watched, free, attestation)
+
+
+def _rows(site: str, per_step: list[np.ndarray]):
+    if sites.SHAPES[site].startswith("S"):
+        return per_step
+    return np.concatenate(per_step)
+
+
+def _free_tokens(engine: Engine, reference: Reference, top1: list[int]) -> tuple[int, ...]:
+    """The tokens the engine generates when fed its own choices."""
+    start = reference.prompt_tokens
+    forced, chosen = reference.token_ids[start:], tuple(top1[start - 1 : -1])
+    if forced == chosen:
+        return chosen
+    engine.reset()
+    step = engine.prefill(reference.token_ids[:start])[-1]
+    tokens = [step.top1]
+    while len(tokens) < len(forced):
+        tokens.append(engine.step(tokens[-1]).top1)
+    return tuple(tokens)
+
+
+@dataclass(frozen=True)
+class RouteRun:
+    """The two top-1 tokens of one prompt on one route, run without taps."""
+
+    observed: str
+    prefill_last_top1: int
+    decode0_top1: int
+
+
+def run_route(engine: Engine, reference: Reference) -> RouteRun:
+    engine.reset()
+    steps = engine.prefill(reference.token_ids[: reference.prompt_tokens + 1])
+    return RouteRun(engine.attest().observed, steps[-2].top1, steps[-1].top1)
+
+
+def all_routes() -> Iterator[tuple[str, routes.Route | None, str]]:
+    """Every kernel x matmul combination: its name, the route it stands for if built, and why."""
+    for words in itertools.product(routes.KERNEL_WORDS, routes.MATMUL_WORDS):
+        wanted = routes.Route(*words)
+        try:
+            chosen, reason = routes.resolve(wanted)
+        except RouteNotBuilt as lacking:
+            yield str(wanted), None, str(lacking)
+        else:
+            yield str(wanted), chosen, reason
