@@ -109,3 +109,56 @@ def test_flipped_header_bytes_are_refused_or_read_but_never_crash(tiny_path, tmp
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 10, outcomes
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def split_in_two(path, folder, drop=None):
+    """Rewrites a model as two parts, as gguf-split would."""
+    reader, names = gguf.GGUFReader(path), []
+    for part in range(2):
+        names.append(folder / f"m-{part + 1:05d}-of-00002.gguf")
+        writer = gguf.GGUFWriter(names[-1], "llama")
+        writer.add_uint16("split.no", part)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for i, t in enumerate(reader.tensors):
+            if (i % 3 == 0) == bool(part) and t.name != drop:
+                writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return names
+
+
+def test_split_model_reads_as_one(tiny_path, tmp_path):
+    names = split_in_two(tiny_path, tmp_path)
+    whole, parts = GgufFile(tiny_path), GgufFile(names[0])
+    assert set(parts.tensors) == set(whole.tensors)
+    for name in whole.tensors:
+        assert np.array_equal(whole.raw_rows(name), parts.raw_rows(name)), name
+
+
+def test_incomplete_split_models_are_refused(tiny_path, tmp_path):
+    names = split_in_two(tiny_path, tmp_path, drop="output_norm.weight")
+    refused(names[0], "split.tensors.count")
+    refused(names[1], "part 2 of 2", "00001-of-00002")
+    names[1].unlink()
+    with pytest.raises(GgufError, match="00002-of-00002.gguf: no such file"):
+        GgufFile(names[0])
+
+
+def test_alignment_of_the_file_is_honoured(tiny_path, tmp_path):
+    path = tmp_path / "aligned.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_custom_alignment(256)
+    values = np.arange(5, dtype=np.float32)
+    writer.add_tensor("a", values)
+    writer.add_tensor("b", values + 1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(path)
+    assert file.header.alignment == 256
+    assert file.info("b").offset % 256 == 0
+    assert np.array_equal(file.raw_rows("b").view(np.float32)[0], values + 1)
