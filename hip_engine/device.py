@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Buffer:
-    """A device allocation: its address, its size and the label that errors and attestations show."""
+    """A device allocation: its address, size, and the label that errors and attestations show."""
 
     address: int
     nbytes: int
@@ -21,8 +21,8 @@ class Buffer:
 class LaunchRecord:
     """What one launch executed, for attestation.
 
-    `executed` counts wave instructions by class ("valu", "salu", "mfma", "vmem_load", ...) where the device
-    can see them (the emulated one can), and is empty where it cannot.
+    `executed` counts wave instructions by class ("valu", "salu", "mfma", "vmem_load", ...) where
+    the device can see them (the emulated one can), and is empty where it cannot.
     """
 
     symbol: str
@@ -43,7 +43,7 @@ class AccessLog(Protocol):
 
 
 class Kernel(Protocol):
-    """One kernel of a loaded code object. `arguments` lists (name, offset, size, kind) from the metadata."""
+    """A kernel of a loaded code object; `arguments`: (name, offset, size, kind) by its metadata."""
 
     symbol: str
     code_object_sha256: str
@@ -51,7 +51,7 @@ class Kernel(Protocol):
 
 
 class Device(Protocol):
-    """Memory and launches. Addresses are device addresses; kernels take Buffer, int, float or np scalars."""
+    """Memory and launches. Kernels take Buffer, int (addresses too), float or np scalars."""
 
     name: str
 

@@ -2,7 +2,7 @@
 
 
 class EngineError(Exception):
-    """Base of every error that hip_engine raises on purpose; the message names what, where and the remedy."""
+    """Base of the errors hip_engine raises on purpose: what, where and the remedy, in one line."""
 
 
 class DeviceUnavailable(EngineError):

@@ -13,13 +13,12 @@ SIGNED = {1: "<b", 2: "<h", 4: "<i", 8: "<q"}
 UNSIGNED = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 
-def pack(symbol: str, arguments: Sequence, args: Sequence) -> bytes:
-    """Places `args` at the offsets of the kernel's metadata; the runtime adds the hidden ones.
+def pack(symbol: str, explicit: Sequence, args: Sequence) -> bytes:
+    """Places `args` at the offsets of the explicit arguments; the runtime adds the hidden ones.
 
     Raises:
       LaunchError: wrong number of arguments, or one that does not fit its place, by name.
     """
-    explicit = [argument for argument in arguments if not argument.hidden]
     if len(explicit) != len(args):
         raise LaunchError(f"{symbol} takes {len(explicit)} arguments, was given {len(args)}")
     packed = bytearray(max((a.offset + a.size for a in explicit), default=0))

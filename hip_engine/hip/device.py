@@ -42,8 +42,12 @@ class HipKernel:
 
     symbol: str
     code_object_sha256: str
-    arguments: Sequence[Argument]
+    explicit: tuple[Argument, ...]
     function: ctypes.c_void_p
+
+    @property
+    def arguments(self):
+        return tuple((a.name, a.offset, a.size, a.kind) for a in self.explicit)
 
 
 class HipDevice:
@@ -127,7 +131,8 @@ class HipDevice:
         for symbol, descriptor in parsed.kernels.items():
             function = ctypes.c_void_p()
             self._call("hipModuleGetFunction", ctypes.byref(function), module, symbol.encode())
-            kernels[symbol] = HipKernel(symbol, parsed.sha256, descriptor.arguments, function)
+            explicit = tuple(a for a in descriptor.arguments if not a.hidden)
+            kernels[symbol] = HipKernel(symbol, parsed.sha256, explicit, function)
         return kernels
 
     def launch(
@@ -143,7 +148,7 @@ class HipDevice:
         Raises:
           LaunchError: arguments, grid or block refused.
         """
-        packed = pack(kernel.symbol, kernel.arguments, args)
+        packed = pack(kernel.symbol, kernel.explicit, args)
         size = ctypes.c_size_t(len(packed))
         holder = ctypes.create_string_buffer(packed, len(packed))
         extra = (ctypes.c_void_p * 5)(

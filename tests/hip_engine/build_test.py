@@ -1,6 +1,6 @@
 import pytest
 
-from hip_engine import kernels
+from hip_engine import kernels, toolchain
 from hip_engine.errors import CompilerMissing, KernelBuildError
 from hip_engine.gfx942.code_object import CodeObject
 
@@ -8,7 +8,7 @@ from hip_engine.gfx942.code_object import CodeObject
 def test_a_build_is_the_same_bytes_from_compiler_and_cache(tmp_path, monkeypatch, code_object):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert kernels.build() == code_object
-    assert len(list(kernels.cache_dir().glob("*.co"))) == 1
+    assert len(list(toolchain.cache_dir("kernels").glob("*.co"))) == 1
     assert kernels.build() == code_object
 
 
@@ -42,9 +42,9 @@ def test_a_patch_that_does_not_apply_or_compile_is_refused(case):
 def test_a_machine_without_clang_is_told_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("ROCM_PATH", str(tmp_path))
-    kernels.find_compiler.cache_clear()
+    toolchain.find_compiler.cache_clear()
     try:
         with pytest.raises(CompilerMissing, match="apt-get install clang-19 lld-19 llvm-19"):
             kernels.build()
     finally:
-        kernels.find_compiler.cache_clear()
+        toolchain.find_compiler.cache_clear()

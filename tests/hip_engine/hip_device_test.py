@@ -10,8 +10,7 @@ from hip_engine.hip import device as hip
 POINTER = Argument("x", 0, 8, "global_buffer")
 COUNT = Argument("n", 8, 4, "by_value")
 SCALE = Argument("scale", 12, 4, "by_value")
-HIDDEN = Argument("blocks", 16, 4, "hidden_block_count_x")
-ALL = (POINTER, COUNT, SCALE, HIDDEN)
+ALL = (POINTER, COUNT, SCALE)
 
 
 def test_a_machine_without_hip_is_told_what_is_missing(monkeypatch, tmp_path):
