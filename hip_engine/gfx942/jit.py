@@ -20,9 +20,8 @@ HERE = Path(__file__).resolve().parent
 RUNTIME_FLAGS = ("-O3", "-march=native", "-ffreestanding", "-fPIC", "-ffp-contract=off", "-Wall")
 
 
-@functools.cache
 def target_machine() -> llvm.TargetMachine:
-    """Code generation for this CPU with full-width vectors."""
+    """Code generation for this CPU with full-width vectors; an engine owns the one it is given."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     features = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
