@@ -115,22 +115,22 @@ def assert_within_floors(
     """
     for found in verdicts:
         place = found.layer, found.site
-        if not found.ratios or place not in got:
+        if not found.ratios:
             continue
         for position, ratio in enumerate(found.ratios):
             row = got.rows(*place)[position]
-            chex.assert_shape(row, sites.row_shape(found.site, dims, position))
-            chex.assert_tree_all_finite(row)
-            nothing, one_floor = np.zeros_like(ratio), 1.0
-            chex.assert_trees_all_close(ratio, nothing, rtol=0.0, atol=one_floor)
+            try:
+                chex.assert_shape(row, sites.row_shape(found.site, dims, position))
+                chex.assert_tree_all_finite(row)
+                nothing, one_floor = np.zeros_like(ratio), 1.0
+                chex.assert_trees_all_close(ratio, nothing, rtol=0.0, atol=one_floor)
+            except AssertionError as error:
+                where = f"{sites.name(*place)}, position {position}"
+                raise AssertionError(f"{where}: {_first_words(error)}") from error
 
 
-def first_failed_assertion(verdicts, got: trace.Trace, dims: dict[str, int]) -> str:
-    """The message of the assertion that failed, with the place; empty if all held."""
-    for found in verdicts:
-        try:
-            assert_within_floors([found], got, dims)
-        except AssertionError as error:
-            what = " ".join(str(error).split("\n")[0].split())
-            return f"{sites.name(found.layer, found.site)}: {what}"
-    return ""
+def _first_words(error: AssertionError) -> str:
+    """chex's own account of the assertion, and of the size of the violation, on one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    size = [line for line in lines if line.startswith("Max absolute difference")]
+    return " ".join("; ".join([lines[0].removeprefix("[Chex] ").rstrip(": "), *size]).split())

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import hip_engine.engine as engines
 from experiments import inject, under_test
-from experiments.align import compare, faults, records, sites
+from experiments.align import compare, faults, records, sites, trace
 from experiments.align.report import RouteResult
-from experiments.alignment import Alignment, PromptResult, first_failed_assertion
+from experiments.alignment import Alignment, PromptResult, assert_within_floors
 from experiments.flags import ROOT, Config, parse_layers, prompt_text
 from experiments.progress import Clock
 from experiments.reference import OracleArithmetic, Reference, make_reference, needed_layers
@@ -119,9 +119,16 @@ def _align(
         for found in judged:
             verdicts.append(found)
             progress(len(verdicts), total)
-    with clock.stage("assertions", prompt):
-        assertion = first_failed_assertion(verdicts, got.trace, dims)
-    return PromptResult(reference, got, verdicts, assertion)
+    return PromptResult(reference, got, verdicts, _assertion(verdicts, got.trace, dims))
+
+
+def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict[str, int]) -> str:
+    """The assertion that failed; empty if all held."""
+    try:
+        assert_within_floors(verdicts, got, dims)
+    except AssertionError as error:
+        return str(error)
+    return ""
 
 
 def _route_matrix(alignment: Alignment, device: Device, clock: Clock) -> Iterator[RouteResult]:
@@ -136,7 +143,7 @@ def _route_matrix(alignment: Alignment, device: Device, clock: Clock) -> Iterato
         )
     for name, chosen, why in under_test.all_routes():
         if chosen is None:
-            yield RouteResult(name, ", ".join(config.prompt), note=why.partition(":")[0])
+            yield RouteResult(name, status="not built")
             continue
         for prompt, result in alignment.results.items():
             if (chosen, prompt) not in ran:
@@ -152,9 +159,8 @@ def _route_matrix(alignment: Alignment, device: Device, clock: Clock) -> Iterato
 def _route_result(name, chosen, why, route_run, reference: Reference) -> RouteResult:
     tokens = route_run.prefill_last_top1, route_run.decode0_top1
     if route_run.observed != str(chosen):
-        status, note = "not attested", f"expected {chosen}"
-    elif tokens == reference.expected:
-        status, note = "ok", "" if name == str(chosen) else why
+        status = f"not attested: expected {chosen}"
     else:
-        status, note = "token differs", ""
+        status = "ok" if tokens == reference.expected else "token differs"
+    note = "" if name == str(chosen) else why
     return RouteResult(name, reference.prompt, route_run.observed, *tokens, status, note)

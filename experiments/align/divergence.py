@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiments.align import sites
-from experiments.align.verdict import CLEAN, FAILED, UNDECIDED, Judgement
+from experiments.align.verdict import CLEAN, FAILED, UNDECIDED, Judgement, Status
 
 
 def _when(judgement: Judgement) -> tuple:
@@ -34,7 +34,7 @@ class Divergence:
         return (
             f"first divergence: {sites.name(key.layer, key.site)}, position {key.position} "
             f"(token {key.token_id}): {self.first.status}, {self.first.reason}; {before}; "
-            f"layers without a local error: {layers}"
+            f"judged layers that are clean throughout: {layers}"
         )
 
 
@@ -49,7 +49,7 @@ def first_divergence(judgements: Iterable[Judgement]) -> Divergence | None:
     blamed = [j for j in ordered if j.blames_this_op]
     if not blamed:
         return None
-    before = [j for j in ordered if _when(j) < _when(blamed[0])]
+    before = [j for j in ordered if _when(j) < _when(blamed[0]) and j.status is not Status.FUSED]
     clean = [j for j in before if j.status in CLEAN]
     layers = {j.key.layer for j in ordered if j.key.layer != sites.NO_LAYER}
     guilty = {j.key.layer for j in blamed}

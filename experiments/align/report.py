@@ -41,7 +41,7 @@ def ratio(value: float | None) -> str:
 def _table(title: str, *columns: str, left: int = 1) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     return table
 
 
@@ -84,53 +84,65 @@ def table_sites(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]]) -> Tabl
     return table
 
 
-def table_b(steps_by_prompt: Mapping[str, Sequence[Sequence[LayerInvariants]]]) -> Table:
-    """Table B: KV invariants a layer from addresses, over all watched decode steps."""
+def table_b(
+    steps_by_prompt: Mapping[str, Sequence[Sequence[LayerInvariants]]], layers: Sequence[int]
+) -> Table:
+    """Table B: KV invariants from addresses, over all watched decode steps.
+
+    All layers are checked; the chosen ones have a row each, and the others share one.
+    """
     columns = ("layer", "positions", "slots written", "slots read", "invariants")
     table = _table("B. KV invariants from the bytes written and read", "prompt", *columns)
     for prompt, steps in steps_by_prompt.items():
-        for layer_steps in zip(*steps, strict=True):
-            errors = [error for step in layer_steps for error in step.errors]
-            first, last = layer_steps[0], layer_steps[-1]
-            table.add_row(
-                prompt,
-                str(first.layer),
-                f"{first.position}-{last.position}" if last is not first else str(first.position),
-                "+".join(str(step.written_slots) for step in layer_steps),
-                "+".join(str(step.read_slots) for step in layer_steps),
-                _styled("ok") if not errors else f"[bold red]{errors[0]}[/]",
-            )
+        by_layer = {layer_steps[0].layer: layer_steps for layer_steps in zip(*steps, strict=True)}
+        for layer in layers:
+            table.add_row(prompt, str(layer), *_invariant_cells(by_layer.pop(layer)))
+        if by_layer:
+            worst = max(by_layer.values(), key=lambda steps: sum(not step.ok for step in steps))
+            bad = sum(not all(step.ok for step in steps) for steps in by_layer.values())
+            name = f"{len(by_layer)} others" + (f", {bad} broken" if bad else "")
+            table.add_row(prompt, name, *_invariant_cells(worst))
     return table
+
+
+def _invariant_cells(layer_steps: Sequence[LayerInvariants]) -> list[str]:
+    errors = [error for step in layer_steps for error in step.errors]
+    positions = [step.position for step in layer_steps]
+    return [
+        "-".join(map(str, sorted({positions[0], positions[-1]}))),
+        "+".join(str(step.written_slots) for step in layer_steps),
+        "+".join(str(step.read_slots) for step in layer_steps),
+        f"[bold red]{errors[0]}[/]" if errors else _styled("ok"),
+    ]
 
 
 @dataclass(frozen=True)
 class RouteResult:
-    """One cell of the route matrix: what was asked for, what was observed and what came out."""
+    """One route and prompt of the matrix: what was observed and what came out."""
 
     route: str
-    prompt: str
+    prompt: str = ""
     observed: str = ""
     prefill_last_top1: int | None = None
     decode0_top1: int | None = None
-    status: str = "not built"
+    status: str = ""
     note: str = ""
 
 
 def table_c(results: Iterable[RouteResult], expected: Mapping[str, tuple[int, int]]) -> Table:
     """Table C: the route matrix; `expected` holds the oracle's two tokens for each prompt."""
-    columns = ("route", "observed", "prefill_last", "decode0", "oracle", "status", "note")
-    table = _table("C. Route matrix: top-1 tokens", "prompt", *columns, left=3)
+    columns = [f"{prompt}: prefill_last, decode0" for prompt in expected]
+    table = _table("C. Route matrix: top-1 tokens", "route", "observed", *columns, "status", left=2)
+    table.add_row("oracle", "-", *(f"{a}, {b}" for a, b in expected.values()), "-")
+    by_route: dict[str, list[RouteResult]] = {}
     for result in results:
-        tokens = (result.prefill_last_top1, result.decode0_top1)
-        table.add_row(
-            result.prompt,
-            result.route,
-            result.observed or "-",
-            *("-" if token is None else str(token) for token in tokens),
-            "/".join(map(str, expected.get(result.prompt, ()))) or "-",
-            _styled(result.status),
-            result.note,
-        )
+        by_route.setdefault(result.route, []).append(result)
+    for route, found in by_route.items():
+        tokens = {r.prompt: f"{r.prefill_last_top1}, {r.decode0_top1}" for r in found}
+        bad = [r.status for r in found if r.status != "ok"]
+        observed = ", ".join(sorted({r.observed for r in found if r.observed}))
+        cells = [tokens.get(prompt, "-") for prompt in expected]
+        table.add_row(route, observed or "-", *cells, _styled(bad[0] if bad else "ok"))
     return table
 
 

@@ -1,0 +1,197 @@
+"""What an alignment leaves behind: the report on the terminal, JSONL records and the summary."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+from experiments.align import attn_verify, divergence, records, report, sites, verdict
+from experiments.align.verdict import Judgement
+from experiments.alignment import Alignment, PromptResult
+from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS
+from experiments.progress import Clock
+from experiments.under_test import kv_slots
+
+VERDICTS = {
+    EXIT_PASS: "PASS",
+    EXIT_FAIL: "FAIL",
+    EXIT_INCONCLUSIVE: "INCONCLUSIVE",
+    EXIT_ORACLE: "ORACLE NOT TRUSTED",
+}
+
+
+def publish(name: str, alignment: Alignment, clock: Clock) -> int:
+    """Prints the report, writes the files, and returns the exit code."""
+    with clock.stage("records"):
+        paths = [
+            _write_records(name, prompt, result, alignment)
+            for prompt, result in alignment.results.items()
+        ]
+    summary = alignment.config.out_path / f"{name}_matrix_summary.txt"
+    paths.append(summary)
+    tables = [*_tables(alignment), report.table_time(clock.seconds, clock.total)]
+    last_lines = "\n".join([*verdict_lines(name, alignment), f"written: {_listed(paths)}"])
+    records.write_whole(summary, report.plain(*tables, last_lines))
+    console = Console(width=None if Console().is_terminal else report.WIDTH)
+    console.print(*tables, sep="\n")
+    console.print(last_lines, highlight=False, markup=False, soft_wrap=True)
+    return alignment.exit_code
+
+
+def _listed(paths: list[Path]) -> str:
+    return ", ".join(str(path) for path in paths)
+
+
+def _tables(alignment: Alignment) -> Iterator[RenderableType]:
+    verdicts = {prompt: result.verdicts for prompt, result in alignment.results.items()}
+    yield report.table_a(verdicts, "attn.out")
+    yield report.table_sites(verdicts)
+    if alignment.config.kv_invariants:
+        steps = {
+            prompt: [watched.layers for watched in result.run.watched]
+            for prompt, result in alignment.results.items()
+        }
+        yield report.table_b(steps, alignment.layers)
+    expected = {prompt: r.reference.expected for prompt, r in alignment.results.items()}
+    yield report.table_c(alignment.routes, expected)
+
+
+def verdict_lines(name: str, alignment: Alignment) -> list[str]:
+    """The last lines: what, where, what was clean, what was not looked at, and how to repeat it."""
+    lines = [_coverage(alignment)]
+    for prompt, result in alignment.results.items():
+        lines.append(f"{prompt}: {_tokens(result)}")
+        if found := divergence.first_divergence(result.judgements):
+            lines.append(f"{prompt}: {found.sentence()}")
+    lines += [text for _, text in alignment.reasons()]
+    lines.append(f"again: {command(name, alignment)}")
+    code = alignment.exit_code
+    lines.append(f"{name}: {VERDICTS[code]} (exit {code})")
+    return lines
+
+
+def _coverage(alignment: Alignment) -> str:
+    judgements = [j for result in alignment.results.values() for j in result.judgements]
+    judged = sum(j.status != verdict.Status.FUSED for j in judgements)
+    fused = sorted({j.key.site for j in judgements if j.status == verdict.Status.FUSED})
+    counts = ", ".join(f"{count} {status}" for status, count in _counts(judgements).items())
+    unstored = f"; not stored by the engine: {', '.join(fused)}" if fused else ""
+    layers = f"{len(alignment.layers)} of {alignment.dims['L']} layers"
+    return f"judged {judged} tensors of {layers}, every token: {counts}{unstored}"
+
+
+def _counts(judgements: list[Judgement]) -> dict[str, int]:
+    counts = divergence.counts(judgements)
+    return {str(status): counts[status] for status in verdict.Status if status in counts}
+
+
+def _tokens(result: PromptResult) -> str:
+    reference, start = result.reference, result.reference.prompt_tokens
+    same = len(reference.token_ids) - len(result.flips)
+    forced, free = reference.token_ids[start:], result.run.free_tokens
+    ran = "equal to" if forced == free else f"{list(free)} instead of"
+    return (
+        f"{start} prompt + {len(forced)} decoded tokens, same top-1 at {same} of "
+        f"{len(reference.token_ids)}; free-running tokens {ran} the oracle's {list(forced)}"
+    )
+
+
+def command(name: str, alignment: Alignment) -> str:
+    """The command line that repeats this run, with every flag that is not a default."""
+    sources = dict(alignment.config.sources)
+    flags = []
+    for flag, value in alignment.config.as_record().items():
+        if sources.get(flag, "default") != "default" and flag not in ("out_dir", "debug"):
+            text = ",".join(value) if isinstance(value, tuple) else value
+            flags.append(f"--{flag}={text}")
+    return " ".join([f"python -m experiments.{name}", *flags])
+
+
+def _write_records(name: str, prompt: str, result: PromptResult, alignment: Alignment) -> Path:
+    path = alignment.config.out_path / f"{name}_{Path(prompt).stem}_run_attn_verify.jsonl"
+    shared = {"prompt_id": prompt, "prompt_sha256": result.reference.trace.run.prompt_sha256}
+    shared |= {k: alignment.facts[k] for k in ("model_sha256", "commit", "code_object_sha256")}
+    with records.JsonLines(path) as lines:
+        config = alignment.config.as_record()
+        lines.append({"event": "config", **shared, **alignment.facts, "config": config})
+        for record in _records(result, alignment, shared | {"config": config}):
+            lines.append(record)
+        lines.append({"event": "summary", **shared, **_summary(result, alignment)})
+    return path
+
+
+def _records(result: PromptResult, alignment: Alignment, shared: dict) -> Iterator[dict]:
+    if alignment.config.attn_verify:
+        yield from _attn_verify_records(result, alignment, shared)
+    for found in result.verdicts:
+        base = {"event": "site_verify", "layer": found.layer, "site": found.site}
+        base |= {"name": sites.greta_name(found.site), "tokens": len(found.judgements)}
+        worst = found.worst
+        yield base | _place(worst) | attn_verify.judgement_fields(worst) | shared
+        for judgement in found.judgements:
+            if judgement.status in verdict.FAILED and judgement is not worst:
+                fields = _place(judgement) | attn_verify.judgement_fields(judgement)
+                yield base | {"event": "token_verify"} | fields | shared
+
+
+def _place(judgement: Judgement) -> dict:
+    return {"token_id": judgement.key.token_id, "position": judgement.key.position}
+
+
+def _attn_verify_records(result: PromptResult, alignment: Alignment, shared: dict):
+    geometry = alignment.geometry
+    context = attn_verify.Context(
+        shared=shared,
+        dims=alignment.dims,
+        route_observed=result.run.attestation.observed,
+        slots=kv_slots(geometry),
+        layer_stride_bytes=geometry.layer_stride_bytes,
+    )
+    by_step = {step.layers[0].position: step.layers for step in result.run.watched}
+    for found in result.verdicts:
+        if found.site != "attn.out":
+            continue
+        for judgement in found.judgements[result.reference.prompt_tokens :]:
+            layers = by_step.get(judgement.key.position)
+            invariants = layers[judgement.key.layer] if layers else None
+            yield attn_verify.record(
+                context, result.reference.trace, result.run.trace, judgement, invariants
+            )
+
+
+def _summary(result: PromptResult, alignment: Alignment) -> dict:
+    found = divergence.first_divergence(result.judgements)
+    attestation = result.run.attestation
+    return {
+        "verdict": VERDICTS[alignment.exit_code],
+        "exit_code": alignment.exit_code,
+        "reasons": [text for _, text in alignment.reasons()],
+        "statuses": _counts(result.judgements),
+        "first_divergence": _divergence_record(found) if found else None,
+        "kv_invariant_ok": not result.kv_errors if result.run.watched else None,
+        "route_observed": attestation.observed,
+        "symbols": attestation.symbols,
+        "attention_mfma": attestation.attention_mfma,
+        "layers_judged": alignment.layers,
+        "layers_in_model": alignment.dims["L"],
+        "tokens": result.reference.token_ids,
+        "prompt_tokens": result.reference.prompt_tokens,
+        "top1_ref": result.reference.top1_T,
+        "top1": result.run.top1_T,
+        "free_tokens": result.run.free_tokens,
+    }
+
+
+def _divergence_record(found: divergence.Divergence) -> dict:
+    key = found.first.key
+    return {
+        "layer": key.layer,
+        "site": key.site,
+        "position": key.position,
+        "token_id": key.token_id,
+        "kind": "local",
+        "clean_before": found.clean_before,
+        "judged_before": found.judged_before,
+        "clean_layers": found.clean_layers,
+        **attn_verify.judgement_fields(found.first),
+    }
