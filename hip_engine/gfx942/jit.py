@@ -34,7 +34,7 @@ def target_machine() -> llvm.TargetMachine:
 def fingerprint() -> bytes:
     """Digest of everything but the kernel that decides its object code."""
     digest = hashlib.sha256()
-    for path in sorted([*HERE.glob("*.py"), *HERE.glob("isa/*.py"), *HERE.glob("*.c")]):
+    for path in sorted([*HERE.glob("*.py"), *HERE.glob("isa/*.py"), *HERE.glob("*.[ch]")]):
         digest.update(path.read_bytes())
     digest.update(llvm.get_host_cpu_name().encode())
     digest.update(llvm.get_host_cpu_features().flatten().encode())

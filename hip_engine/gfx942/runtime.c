@@ -515,6 +515,10 @@ LANE_FUNCTION(log2, log2(t))
 LANE_FUNCTION(sin_turns, sin(kTurn*(t - floor(t))))
 LANE_FUNCTION(cos_turns, cos(kTurn*(t - floor(t))))
 
+// ---- Matrix cores -------------------------------------------------------------------------
+
+#include "mfma.h"
+
 // ---- Control -------------------------------------------------------------------------------
 
 // Block of an indirect jump, or FAULTED.

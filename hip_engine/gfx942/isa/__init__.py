@@ -3,6 +3,7 @@
 from hip_engine.gfx942.isa import (  # noqa: F401
     lanes,
     memory_ops,
+    mfma,
     scalar,
     vector_compare,
     vector_convert,
