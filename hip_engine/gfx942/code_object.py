@@ -68,6 +68,10 @@ class KernelDescriptor:
         return 4 * ((self.rsrc3 & 0x3F) + 1)
 
     @property
+    def uses_dynamic_stack(self) -> bool:
+        return bool(self.properties & 1 << 11)
+
+    @property
     def float_mode(self) -> int:
         """Initial MODE bits 7:0: rounding (3:0) and denormals (7:4), f32 before f16 and f64."""
         return (self.rsrc1 >> 12) & 0xFF

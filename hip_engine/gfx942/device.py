@@ -12,7 +12,7 @@ from hip_engine.errors import CodeObjectError
 from hip_engine.gfx942 import jit
 from hip_engine.gfx942.code_object import CodeObject
 from hip_engine.gfx942.disassembly import disassemble
-from hip_engine.gfx942.dispatch import Dispatcher, EmulatedKernel
+from hip_engine.gfx942.dispatch import BUDGET, Dispatcher, EmulatedKernel
 from hip_engine.gfx942.memory import READ_BIT, WRITTEN_BIT, Memory
 
 R_AMDGPU_RELATIVE64 = 13
@@ -39,13 +39,17 @@ class MemoryLog:
 
 
 class EmulatedDevice:
-    """gfx942 code objects on this CPU. `threads` workgroups run at a time."""
+    """gfx942 code objects on this CPU. `threads` workgroups run at a time.
+
+    A wave that executes more than `budget` instructions is stopped with a DeviceFault.
+    """
 
     name = "gfx942 (emulated)"
 
-    def __init__(self, threads: int | None = None):
+    def __init__(self, threads: int | None = None, budget: int = BUDGET):
         self.memory = Memory()
-        self._dispatcher = Dispatcher(self.memory, threads or len(os.sched_getaffinity(0)))
+        threads = threads or len(os.sched_getaffinity(0))
+        self._dispatcher = Dispatcher(self.memory, threads, budget)
 
     def allocate(self, nbytes: int, label: str) -> Buffer:
         return self.memory.allocate(nbytes, label)

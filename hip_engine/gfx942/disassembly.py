@@ -134,7 +134,7 @@ def _parse(match: re.Match) -> Instruction:
             operands.append(piece)
     target = None
     if mnemonic.startswith(("s_branch", "s_cbranch", "s_call_b64")):
-        offset = int(operands[-1], 0) & 0xFFFF
+        offset = int(match["words"][:8], 16) & 0xFFFF  # the text may name a label instead
         target = address + 4 + 4 * (offset - 0x10000 if offset & 0x8000 else offset)
     if mnemonic in FREE_TEXT:
         return Instruction(address, size, text, mnemonic, (), {"text": rest.strip()})

@@ -18,6 +18,8 @@ MAX_BLOCK = 1024
 MAX_WAVES = MAX_BLOCK // layout.LANES
 DEFAULT_MODE = 0xF0  # round to nearest even, no subnormal flushed
 BUDGET = 1 << 40  # instructions a wave may execute before it counts as runaway
+# Stack of a lane where the compiler could not bound it (recursion, calls through pointers).
+DYNAMIC_STACK_BYTES = 1 << 14
 
 _U32x3 = ctypes.c_uint32 * 3
 
@@ -235,8 +237,9 @@ def check_geometry(kernel: EmulatedKernel, grid, block, dynamic_lds: int) -> Non
 class Dispatcher:
     """Runs launches, one at a time, on one or more threads of workgroups."""
 
-    def __init__(self, memory: Memory, threads: int):
+    def __init__(self, memory: Memory, threads: int, budget: int = BUDGET):
         self.memory = memory
+        self.budget = budget
         self.workers = [Worker() for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self.kernarg = memory.allocate(1 << 16, "kernarg segment")
@@ -278,6 +281,7 @@ class Dispatcher:
     def _struct(self, kernel: EmulatedKernel, grid, block, lds: int) -> LaunchStruct:
         d = kernel.descriptor
         items = block[0] * block[1] * block[2]
+        scratch = max(d.scratch_bytes, DYNAMIC_STACK_BYTES * d.uses_dynamic_stack)
         if d.float_mode != DEFAULT_MODE:
             raise CodeObjectError(
                 f"{kernel.symbol}: float mode 0x{d.float_mode:02x} (flushed subnormals or another "
@@ -304,14 +308,14 @@ class Dispatcher:
             waves=-(-items // layout.LANES),
             entry=kernel.compiled.entry,
             lds_bytes=lds,
-            scratch_stride=-(-d.scratch_bytes // 16) * 16,
-            budget=BUDGET,
+            scratch_stride=-(-scratch // 16) * 16,
+            budget=self.budget,
         )
 
     def _error(self, kernel: EmulatedKernel, o: Outcome) -> DeviceFault:
         workgroup = tuple(o.workgroup)
         if o.status == layout.RUNAWAY:
-            what, offset, text = f"more than {BUDGET} instructions in one wave", 0, "(loop)"
+            what, offset, text = f"more than {self.budget} instructions in one wave", 0, "(loop)"
             address, where = None, ""
         else:
             offset, text = kernel.compiled.sites[o.site]
