@@ -1,6 +1,6 @@
 """A gfx942 code object: segments, kernel descriptors and argument metadata of an ELF64 file.
 
-Layout from LLVM's AMDGPU backend user guide ("Code Object V5", "Kernel Descriptor for GFX90A/GFX942").
+Layout from LLVM's AMDGPU backend user guide, "Code Object V5" and "Kernel Descriptor".
 """
 
 import hashlib

@@ -1,25 +1,30 @@
 """Launches: arguments to kernarg bytes, the AQL packet, and the loop over workgroups in threads."""
 
 import ctypes
+import math
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from hip_engine.device import Buffer, LaunchRecord
 from hip_engine.errors import CodeObjectError, DeviceFault, LaunchError
 from hip_engine.gfx942 import jit, layout
-from hip_engine.gfx942.code_object import CodeObject, KernelDescriptor
+from hip_engine.gfx942.code_object import KernelDescriptor
 from hip_engine.gfx942.memory import Memory, MemoryTable
 
 MAX_LDS_BYTES = 1 << 16
 MAX_BLOCK = 1024
+KERNARG_BYTES = 1 << 16
 MAX_WAVES = MAX_BLOCK // layout.LANES
 DEFAULT_MODE = 0xF0  # round to nearest even, no subnormal flushed
 BUDGET = 1 << 40  # instructions a wave may execute before it counts as runaway
 # Stack of a lane where the compiler could not bound it (recursion, calls through pointers).
 DYNAMIC_STACK_BYTES = 1 << 14
+
+THREADING_PAYS = 100_000  # wave instructions; handing over to a thread costs about 50 us
 
 _U32x3 = ctypes.c_uint32 * 3
 
@@ -234,83 +239,127 @@ def check_geometry(kernel: EmulatedKernel, grid, block, dynamic_lds: int) -> Non
         raise LaunchError(f"{kernel.symbol}: {lds} bytes of LDS, the chip has {MAX_LDS_BYTES}")
 
 
+def _launch_struct(
+    kernel: EmulatedKernel, memory: Memory, fixed, grid, block, lds: int, budget: int
+) -> LaunchStruct:
+    d = kernel.descriptor
+    if d.float_mode != DEFAULT_MODE:
+        raise CodeObjectError(
+            f"{kernel.symbol}: float mode 0x{d.float_mode:02x} (flushed subnormals or another "
+            "rounding) is not implemented; build it with subnormals kept (mode 0xf0)"
+        )
+    if d.kernarg_bytes > KERNARG_BYTES:
+        raise LaunchError(f"{kernel.symbol}: {d.kernarg_bytes} bytes of arguments")
+    items = block[0] * block[1] * block[2]
+    return LaunchStruct(
+        pieces=ctypes.addressof(kernel.compiled.pieces),
+        memory=ctypes.pointer(memory.table),
+        jumps=kernel.jumps.ctypes.data,
+        code_base=kernel.image.address,
+        text=kernel.image.address + kernel.text[0],
+        text_words=kernel.text[1] // 4,
+        kernarg=fixed.kernarg.address,
+        dispatch_packet=fixed.packet.address,
+        queue=fixed.queue.address,
+        grid=_U32x3(*grid),
+        block=_U32x3(*block),
+        properties=d.properties,
+        preload=d.kernarg_preload,
+        rsrc2=d.rsrc2,
+        mode=d.float_mode,
+        vgpr_rows=min(d.accum_offset, d.vgpr_count, 256),
+        accum_rows=max(0, min(d.vgpr_count - d.accum_offset, 256)),
+        waves=-(-items // layout.LANES),
+        entry=kernel.compiled.entry,
+        lds_bytes=lds,
+        scratch_stride=-(-d.scratch_bytes // 16) * 16,
+        budget=budget,
+    )
+
+
+class Prepared:
+    """What two launches of a kernel with the same geometry share."""
+
+    def __init__(self, kernel: EmulatedKernel, struct_: LaunchStruct, packet: bytes, threads: int):
+        self.struct = struct_
+        self.packet = np.frombuffer(packet, np.uint8)
+        self.groups = math.prod(struct_.grid)
+        self.counts = np.zeros((threads, len(kernel.compiled.block_addresses)), np.uint64)
+        self.instructions = 0  # of the last launch, to judge whether threads pay
+
+
+class FixedBuffers(NamedTuple):
+    """Device memory that every launch uses."""
+
+    kernarg: Buffer
+    packet: Buffer
+    queue: Buffer
+
+
 class Dispatcher:
     """Runs launches, one at a time, on one or more threads of workgroups."""
 
     def __init__(self, memory: Memory, threads: int, budget: int = BUDGET):
-        self.memory = memory
-        self.budget = budget
+        self.memory, self.budget = memory, budget
         self.workers = [Worker() for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self.kernarg = memory.allocate(1 << 16, "kernarg segment")
-        self.packet = memory.allocate(64, "dispatch packet")
-        self.queue = memory.allocate(256, "queue")
+        self.fixed = FixedBuffers(
+            memory.allocate(KERNARG_BYTES, "kernarg segment"),
+            memory.allocate(64, "dispatch packet"),
+            memory.allocate(256, "queue"),
+        )
+        self._kernarg = memory.view(self.fixed.kernarg, 0, KERNARG_BYTES)
+        self._packet = memory.view(self.fixed.packet, 0, 64)
+        self._prepared: dict[tuple, Prepared] = {}
 
     def launch(self, kernel: EmulatedKernel, grid, block, args, dynamic_lds: int) -> LaunchRecord:
-        check_geometry(kernel, grid, block, dynamic_lds)
+        """Run every workgroup; returns what was executed.
+
+        Raises:
+          LaunchError: refused before anything ran.
+          DeviceFault: a kernel faulted; the first workgroup in order that did is reported.
+        """
+        prepared = self._prepare(kernel, tuple(grid), tuple(block), dynamic_lds)
         segment = pack_arguments(kernel, args, grid, block, dynamic_lds)
-        descriptor = kernel.descriptor
-        lds = descriptor.lds_bytes + dynamic_lds
-        self.memory.view(self.kernarg, 0, len(segment))[:] = np.frombuffer(segment, np.uint8)
-        packet = aql_packet(kernel, grid, block, self.kernarg.address, lds)
-        self.memory.view(self.packet, 0, 64)[:] = np.frombuffer(packet, np.uint8)
-        struct_ = self._struct(kernel, grid, block, lds)
-        groups = grid[0] * grid[1] * grid[2]
-        threads = min(len(self.workers), groups)
-        counts = np.zeros((threads, len(kernel.compiled.block_addresses)), np.uint64)
-        if threads == 1:
-            outcomes = [self.workers[0].run(struct_, counts[0], 0, 1)]
-        else:
-            jobs = [
-                self.pool.submit(self.workers[t].run, struct_, counts[t], t, threads)
-                for t in range(threads)
-            ]
-            outcomes = [job.result() for job in jobs]
-        failed = [o for o in outcomes if o.status]
+        self._kernarg[: len(segment)] = np.frombuffer(segment, np.uint8)
+        self._packet[:] = prepared.packet
+        counts = prepared.counts
+        counts.fill(0)
+        failed = [o for o in self._run(prepared, counts) if o.status]
         if failed:
             raise self._error(kernel, min(failed, key=lambda o: tuple(o.workgroup)[::-1]))
-        executed = counts.sum(axis=0).astype(np.int64) @ kernel.class_matrix
+        executed = (counts.sum(axis=0).view(np.int64) @ kernel.class_matrix).tolist()
+        prepared.instructions = sum(executed)
         return LaunchRecord(
             symbol=kernel.symbol,
             code_object_sha256=kernel.code_object_sha256,
             grid=tuple(grid),
             block=tuple(block),
-            executed=dict(zip(kernel.class_names, executed.tolist(), strict=True)),
+            executed=dict(zip(kernel.class_names, executed, strict=True)),
         )
 
-    def _struct(self, kernel: EmulatedKernel, grid, block, lds: int) -> LaunchStruct:
-        d = kernel.descriptor
-        items = block[0] * block[1] * block[2]
-        scratch = max(d.scratch_bytes, DYNAMIC_STACK_BYTES * d.uses_dynamic_stack)
-        if d.float_mode != DEFAULT_MODE:
-            raise CodeObjectError(
-                f"{kernel.symbol}: float mode 0x{d.float_mode:02x} (flushed subnormals or another "
-                f"rounding) is not implemented; build it with subnormals kept (mode 0xf0)"
-            )
-        return LaunchStruct(
-            pieces=ctypes.addressof(kernel.compiled.pieces),
-            memory=ctypes.pointer(self.memory.table),
-            jumps=kernel.jumps.ctypes.data,
-            code_base=kernel.image.address,
-            text=kernel.image.address + kernel.text[0],
-            text_words=kernel.text[1] // 4,
-            kernarg=self.kernarg.address,
-            dispatch_packet=self.packet.address,
-            queue=self.queue.address,
-            grid=_U32x3(*grid),
-            block=_U32x3(*block),
-            properties=d.properties,
-            preload=d.kernarg_preload,
-            rsrc2=d.rsrc2,
-            mode=d.float_mode,
-            vgpr_rows=min(d.accum_offset, d.vgpr_count, 256),
-            accum_rows=max(0, min(d.vgpr_count - d.accum_offset, 256)),
-            waves=-(-items // layout.LANES),
-            entry=kernel.compiled.entry,
-            lds_bytes=lds,
-            scratch_stride=-(-scratch // 16) * 16,
-            budget=self.budget,
-        )
+    def _prepare(self, kernel: EmulatedKernel, grid, block, dynamic_lds: int) -> Prepared:
+        key = (id(kernel), grid, block, dynamic_lds)
+        if key not in self._prepared:
+            check_geometry(kernel, grid, block, dynamic_lds)
+            lds = kernel.descriptor.lds_bytes + dynamic_lds
+            fixed = self.fixed
+            struct_ = _launch_struct(kernel, self.memory, fixed, grid, block, lds, self.budget)
+            packet = aql_packet(kernel, grid, block, fixed.kernarg.address, lds)
+            self._prepared[key] = Prepared(kernel, struct_, packet, len(self.workers))
+        return self._prepared[key]
+
+    def _run(self, prepared: Prepared, counts: np.ndarray) -> list[Outcome]:
+        """Workgroups in turn over the threads; short launches stay on the caller's thread."""
+        threads = min(len(self.workers), prepared.groups)
+        if threads == 1 or prepared.instructions < THREADING_PAYS:
+            return [self.workers[0].run(prepared.struct, counts[0], 0, 1)]
+        jobs = [
+            self.pool.submit(self.workers[t].run, prepared.struct, counts[t], t, threads)
+            for t in range(1, threads)
+        ]
+        mine = self.workers[0].run(prepared.struct, counts[0], 0, threads)
+        return [mine, *(job.result() for job in jobs)]
 
     def _error(self, kernel: EmulatedKernel, o: Outcome) -> DeviceFault:
         workgroup = tuple(o.workgroup)
