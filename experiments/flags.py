@@ -12,6 +12,10 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.align.errors import AlignError
+from greta_jax.errors import OracleError
+from hip_engine.errors import DeviceFault, EngineError
+
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = Path(__file__).resolve().parent / "prompts"
 DEFAULT_MODEL = ROOT / "models" / "greta-tiny-32l" / "greta-tiny-32l-Q4_K_M.gguf"
@@ -141,7 +145,20 @@ def effective(values: flags.FlagValues, environ: dict[str, str], default_out_dir
         chosen[name] = tuple(value) if isinstance(value, list) else value
         sources.append((name, source))
     chosen["out_dir"] = chosen["out_dir"] or default_out_dir
+    _check(chosen)
     return Config(**chosen, sources=tuple(sources))
+
+
+def _check(chosen: dict) -> None:
+    """Raises UsageError for values that no flag's type excludes."""
+    if chosen["max_tokens"] < 1:
+        raise UsageError(f"--max_tokens={chosen['max_tokens']}: at least 1 token is decoded")
+    for name in ("prompt", "points"):
+        if not chosen[name]:
+            raise UsageError(f"--{name} is empty: nothing would be compared; leave it out")
+    names = [Path(prompt).stem for prompt in chosen["prompt"]]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"--prompt names {', '.join(sorted(twice))} twice: one file would be lost")
 
 
 def parse_layers(text: str, layers_in_model: int) -> tuple[int, ...]:
@@ -166,7 +183,10 @@ def prompt_text(name: str) -> str:
     """The text of a shipped prompt or of a file. Raises UsageError with the known names."""
     for path in (PROMPTS / f"{name}.txt", Path(name)):
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            try:
+                return path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"cannot read prompt {path} as text: {error}") from error
     known = ", ".join(sorted(path.stem for path in PROMPTS.glob("*.txt")))
     raise UsageError(f"unknown prompt {name!r}: use one of {known}, or the path of a text file")
 
@@ -187,13 +207,12 @@ def configure_jax() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def run(
-    main: Callable[[Config], int],
-    doc: str,
-    argv: list[str] | None = None,
-    expected: tuple[type[Exception], ...] = (),
-) -> int:
-    """Parses flags and calls `main`; an expected error becomes one line and exit 2."""
+def run(main: Callable[[Config], int], doc: str, argv: list[str] | None = None) -> int:
+    """Parses flags and calls `main`; returns the exit code.
+
+    An error that a side or the judge raises on purpose becomes one line and exit 2, a kernel that
+    faults while it runs one line and exit 1; --debug shows the traceback too.
+    """
     argv = list(sys.argv if argv is None else argv)
     values = define()
     if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
@@ -205,12 +224,11 @@ def run(
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}: flags look like --prompt=p4_sys")
         return main(effective(values, dict(os.environ), _dated_out_dir()))
-    except (UsageError, flags.Error, *expected) as error:
+    except (UsageError, flags.Error, AlignError, OracleError, EngineError) as error:
         if debug:
             traceback.print_exc()
-        line = " ".join(str(error).split())
-        print(f"{Path(argv[0]).stem}: {line}", file=sys.stderr)
-        return EXIT_USAGE
+        print(f"{Path(argv[0]).stem}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_FAIL if isinstance(error, DeviceFault) else EXIT_USAGE
 
 
 def _dated_out_dir() -> str:

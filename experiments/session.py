@@ -8,9 +8,15 @@ from experiments import inject, under_test
 from experiments.align import compare, faults, records, sites, trace
 from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
-from experiments.flags import ROOT, Config, parse_layers, prompt_text
+from experiments.flags import ROOT, Config, parse_layers
 from experiments.progress import Clock
-from experiments.reference import OracleArithmetic, Reference, make_reference, needed_layers
+from experiments.reference import (
+    OracleArithmetic,
+    Reference,
+    make_reference,
+    needed_layers,
+    tokenise,
+)
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
 from hip_engine import kernels, routes
@@ -24,15 +30,17 @@ def run(config: Config, clock: Clock) -> Alignment:
     fault = faults.find(config.inject_fault) if config.inject_fault else None
     routes.resolve(routes.Route.parse(config.route))
     chosen_sites = sites.resolve(config.points)
-    for prompt in config.prompt:
-        prompt_text(prompt)
     with clock.stage("oracle load"):
         oracle = Oracle.open(config.model, Policy.uniform(_dtype(config.precision)))
         layers = parse_layers(config.layers, oracle.config.layers)
+        for prompt in config.prompt:
+            tokenise(oracle, prompt, config.max_tokens)
     device = open_device(config.device)
     with inject.host_patch(fault):
         with clock.stage("kernel build"):
-            kernels.build(inject.kernel_patches(fault))
+            code_object = kernels.build(inject.kernel_patches(fault))
+        with clock.stage("translation"):
+            device.load(code_object)
         with clock.stage("engine load"):
             engine = engines.Engine.open(
                 config.model,

@@ -15,8 +15,8 @@ KERNEL, HOST = "kernel", "host"
 class Fault:
     """A source patch: `old`, which occurs exactly once in `file`, becomes `new`.
 
-    reference: its row in the record of faults it was taken from. where: KERNEL for a file of
-    kernels/, HOST for a module of the engine. found_at: (layer, site) of the first divergence.
+    reference: its id in GRETA's record, if it happened there. where: KERNEL for a file of kernels/,
+    HOST for a module of the engine. found_at: (layer, site) of the first divergence.
     """
 
     name: str
@@ -34,6 +34,30 @@ CORPUS = (
         old="return self._cache.layer_offset_bytes(layer)",
         new="return self._cache.layer_offset_bytes(0)",
         found_at=(1, "attn.out"),
+    ),
+    Fault(
+        *("newest_key_dropped", "R5", KERNEL, "attn_manual_valu.hip"),
+        old="const int S = position_T[0] + 1;",
+        new="const int S = position_T[0];",
+        found_at=(0, "attn.out"),
+    ),
+    Fault(
+        *("kv_writer_of_another_stride", "R16", KERNEL, "kv_append.hip"),
+        old="const int64_t slot = head * head_stride +",
+        new="const int64_t slot = head * (head_stride - H) +",
+        found_at=(0, "kv.k"),
+    ),
+    Fault(
+        *("rope_position_off_by_one", "G2", KERNEL, "rope.hip"),
+        old="static_cast<int64_t>(position_T[token]) * H",
+        new="static_cast<int64_t>(position_T[token] + 1) * H",
+        found_at=(0, "attn.q_rope"),
+    ),
+    Fault(
+        *("gate_and_up_swapped", "", HOST, "hip_engine.engine"),
+        old='launch.swiglu(at["ffn.gate"], at["ffn.up"],',
+        new='launch.swiglu(at["ffn.up"], at["ffn.gate"],',
+        found_at=(0, "ffn.act"),
     ),
 )
 FAULTS = {fault.name: fault for fault in CORPUS}
