@@ -30,16 +30,12 @@ def publish(name: str, alignment: Alignment, clock: Clock) -> int:
     summary = alignment.config.out_path / f"{name}_matrix_summary.txt"
     paths.append(summary)
     tables = [*_tables(alignment), report.table_time(clock.seconds, clock.total)]
-    last_lines = "\n".join([*verdict_lines(name, alignment), f"written: {_listed(paths)}"])
-    records.write_whole(summary, report.plain(*tables, last_lines))
+    last_lines = "\n".join(verdict_lines(name, alignment, paths))
+    records.write_whole(summary, f"{report.plain(*tables)}{last_lines}\n")
     console = Console(width=None if Console().is_terminal else report.WIDTH)
     console.print(*tables, sep="\n")
     console.print(last_lines, highlight=False, markup=False, soft_wrap=True)
     return alignment.exit_code
-
-
-def _listed(paths: list[Path]) -> str:
-    return ", ".join(str(path) for path in paths)
 
 
 def _tables(alignment: Alignment) -> Iterator[RenderableType]:
@@ -56,7 +52,7 @@ def _tables(alignment: Alignment) -> Iterator[RenderableType]:
     yield report.table_c(alignment.routes, expected)
 
 
-def verdict_lines(name: str, alignment: Alignment) -> list[str]:
+def verdict_lines(name: str, alignment: Alignment, written: list[Path]) -> list[str]:
     """The last lines: what, where, what was clean, what was not looked at, and how to repeat it."""
     lines = [_coverage(alignment)]
     for prompt, result in alignment.results.items():
@@ -64,6 +60,7 @@ def verdict_lines(name: str, alignment: Alignment) -> list[str]:
         if found := divergence.first_divergence(result.judgements):
             lines.append(f"{prompt}: {found.sentence()}")
     lines += [text for _, text in alignment.reasons()]
+    lines.append(f"written: {', '.join(map(str, written))}")
     lines.append(f"again: {command(name, alignment)}")
     code = alignment.exit_code
     lines.append(f"{name}: {VERDICTS[code]} (exit {code})")

@@ -1,0 +1,138 @@
+"""B3.20 end to end on the trained model and the emulated device: what passes, what must fail."""
+
+import json
+
+import pytest
+
+from experiments import b3_20, flags
+from experiments.align import faults, records
+
+ARGUMENTS = ("--prompt=p5_ba", "--layers=0,1,31")
+
+
+@pytest.fixture(scope="module")
+def clean_run(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("clean"), *ARGUMENTS)
+
+
+@pytest.fixture(scope="module")
+def r7_run(tmp_path_factory):
+    fault = "--inject_fault=kv_base_of_layer_0"
+    return run(tmp_path_factory.mktemp("r7"), *ARGUMENTS, fault)
+
+
+class Run:
+    """Exit code, the summary's text and the records of one run."""
+
+    def __init__(self, code, out_dir):
+        self.code, self.out_dir = code, out_dir
+        self.text = (out_dir / "b3_20_matrix_summary.txt").read_text()
+        paths = out_dir.glob("b3_20_*_run_attn_verify.jsonl")
+        self.records = [record for path in sorted(paths) for record in records.read(path)]
+
+    def of(self, event):
+        return [record for record in self.records if record["event"] == event]
+
+
+def run(out_dir, *arguments):
+    argv = ["b3_20.py", f"--out_dir={out_dir}", *arguments]
+    return Run(flags.run(b3_20.main, b3_20.__doc__, argv), out_dir)
+
+
+def test_the_engine_as_it_is_passes(clean_run):
+    assert clean_run.code == flags.EXIT_PASS
+    assert clean_run.text.splitlines()[-1] == "b3_20: PASS (exit 0)"
+    assert "first divergence" not in clean_run.text
+
+
+def test_layer_zeros_kv_base_for_every_layer_is_found_where_it_is(r7_run):
+    assert r7_run.code == flags.EXIT_FAIL
+    first = r7_run.of("summary")[0]["first_divergence"]
+    assert (first["layer"], first["site"], first["kind"]) == (1, "attn.out", "local")
+    assert first["clean_before"] == first["judged_before"] > 0
+    assert first["clean_layers"] == [0]
+    assert "first divergence: attn.out of layer 1, position 0" in r7_run.text
+    assert "judged layers that are clean throughout: 0" in r7_run.text
+    assert "assertion: attn.out of layer 1, position 0: Assertion assert_trees" in r7_run.text
+
+
+def test_layer_zeros_kv_base_is_seen_from_addresses_too(r7_run):
+    by_layer = {r["layer"]: r for r in r7_run.of("attn_decode_verify")}
+    assert by_layer[0]["kv_invariant_ok"] and by_layer[0]["k_read_offset_bytes"] == 0
+    assert not by_layer[1]["kv_invariant_ok"] and by_layer[1]["k_read_offset_bytes"] is None
+    assert "live slot never read" in by_layer[1]["kv_error"]
+    stride = by_layer[1]["kv_layer_stride_bytes"]
+    assert stride <= by_layer[1]["k_write_offset_bytes"] < 2 * stride
+
+
+def test_the_fault_is_gone_after_the_run_that_injected_it(r7_run, tmp_path):
+    assert r7_run.code == flags.EXIT_FAIL
+    assert run(tmp_path, "--prompt=p0_short", "--layers=0,1").code == flags.EXIT_PASS
+
+
+def test_the_first_record_is_the_configuration_and_the_last_the_summary(clean_run):
+    assert clean_run.records[0]["event"] == "config"
+    config = clean_run.records[0]["config"]
+    assert config["prompt"] == ["p5_ba"] and config["route"] == "manual/valu"
+    assert config["sources"]["layers"] == "flag" and config["sources"]["route"] == "default"
+    assert clean_run.records[-1]["event"] == "summary"
+    assert clean_run.records[-1]["exit_code"] == 0
+    assert all(record["config"] == config for record in clean_run.records[:-1])
+
+
+def test_attn_decode_verify_records_keep_gretas_field_names(clean_run):
+    names = """event phase layer seq_len_used pos_id_used kernel_path matmul_route num_heads
+    num_heads_kv head_dim attn_out_ref_hash attn_out_mae kv_base_ptr_k kv_base_ptr_v
+    kv_layer_stride_bytes kv_pos k_read_offset_bytes v_read_offset_bytes k_write_offset_bytes
+    v_write_offset_bytes kv_invariant_ok kv_error""".split()
+    for tensor in ("q", "k", "v", "attn_out", "x_out"):
+        names += [f"{tensor}_{what}" for what in ("hash", "min", "max", "mean")]
+    names += "prompt_id token_id model_sha256 commit route_observed verdict floor_max".split()
+    names += ["local_max", "propagated_max"]
+    verify = clean_run.of("attn_decode_verify")
+    assert [(r["layer"], r["kv_pos"]) for r in verify] == [
+        (layer, position) for layer in (0, 1, 31) for position in (13, 14)
+    ]
+    for record in verify:
+        assert set(names) <= record.keys()
+        assert record["kernel_path"], record["matmul_route"] == ("manual", "valu")
+
+
+def test_every_stored_site_of_every_token_was_judged(clean_run):
+    sites = {(r["layer"], r["site"]): r for r in clean_run.of("site_verify")}
+    assert len(sites) == 3 * 19 + 3
+    assert {r["tokens"] for r in sites.values()} == {15}
+    assert {r["verdict"] for r in sites.values()} == {"exact", "within_floor", "fused"}
+
+
+def test_the_route_matrix_has_all_nine_combinations(clean_run):
+    for route in ("manual", "fused", "auto"):
+        for matmul in ("valu", "mfma", "auto"):
+            assert f"{route}/{matmul}" in clean_run.text
+
+
+def test_records_hold_only_json_numbers(clean_run):
+    for path in clean_run.out_dir.glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            json.loads(line, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    "gate, why",
+    [("--nokv_invariants", "KV invariants were not checked"), ("--nodecode_ref", "nothing was")],
+)
+def test_a_gate_that_did_not_run_is_not_a_pass(gate, why, tmp_path):
+    found = run(tmp_path, "--prompt=p0_short", "--layers=0", gate)
+    assert found.code == flags.EXIT_INCONCLUSIVE
+    assert why in found.text
+
+
+OTHER_FAULTS = sorted(set(faults.FAULTS) - {"kv_base_of_layer_0"})
+
+
+@pytest.mark.parametrize("name", OTHER_FAULTS)
+def test_a_fault_is_found_where_it_is(name, tmp_path):
+    found = run(tmp_path, "--prompt=p0_short", "--layers=0,1", f"--inject_fault={name}")
+    assert found.code == flags.EXIT_FAIL
+    first = found.of("summary")[0]["first_divergence"]
+    assert (first["layer"], first["site"]) == faults.FAULTS[name].found_at
