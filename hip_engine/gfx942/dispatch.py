@@ -165,7 +165,7 @@ def pack_arguments(kernel: EmulatedKernel, args, grid, block, dynamic_lds: int) 
     for position, (argument, value) in enumerate(zip(explicit, args, strict=True)):
         try:
             raw = _argument_bytes(value, argument.size)
-        except (struct.error, OverflowError, TypeError) as error:
+        except (struct.error, OverflowError, TypeError, ValueError) as error:
             raise LaunchError(
                 f"{kernel.symbol}: argument {position} ({argument.name or argument.kind}, "
                 f"{argument.size} bytes) does not hold {value!r}: {error}"
@@ -364,8 +364,8 @@ class Dispatcher:
     def _error(self, kernel: EmulatedKernel, o: Outcome) -> DeviceFault:
         workgroup = tuple(o.workgroup)
         if o.status == layout.RUNAWAY:
-            what, offset, text = f"more than {self.budget} instructions in one wave", 0, "(loop)"
-            address, where = None, ""
+            offset, text = kernel.compiled.sites[o.site]
+            what, address, where = f"more than {self.budget} instructions in one wave", None, ""
         else:
             offset, text = kernel.compiled.sites[o.site]
             what, address = FAULTS[o.kind], o.address

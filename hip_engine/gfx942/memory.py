@@ -87,11 +87,15 @@ class Memory:
         position = self._position(buffer)
         del self._buffers[position], self._begins[position]
         begin = buffer.address - self.base
+        end = begin + buffer.nbytes
         first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = (begin + buffer.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if length > 0:
-            self._arena.madvise(mmap.MADV_DONTNEED, first, length)
-        self._bytes[begin : begin + buffer.nbytes] = 0
+        last = end // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:  # whole pages go back to the system and come again as zeros
+            self._arena.madvise(mmap.MADV_DONTNEED, first, last - first)
+        else:
+            first = last = end
+        self._bytes[begin:first] = 0
+        self._bytes[last:end] = 0
         self._publish()
 
     def _position(self, buffer: Buffer) -> int:

@@ -528,6 +528,10 @@ i32 jump_to(Wave* w, u32 site, u64 address) {
     fault(w, site, 0, address, BAD_JUMP);
     return FAULTED;
   }
+  if (w->budget < 0) {
+    w->site = site;
+    return RUNAWAY;
+  }
   return w->jumps[word];
 }
 

@@ -177,7 +177,7 @@ def _piece(w, function, group, by_address, kernel, sites) -> None:
     for block in group:
         w.label(f"b{block.index}")
         w.begin_block()
-        _count(w, block, check=block.index in headers)
+        _count(w, block, len(sites), check=block.index in headers)
         for inst in block.instructions[:-1]:
             _instruction(w, inst, kernel, sites)
         for index in _terminate(w, block, by_address, kernel, sites, goto):
@@ -189,7 +189,7 @@ def _piece(w, function, group, by_address, kernel, sites) -> None:
     w.lines.append("}")
 
 
-def _count(w: Wave, block: Block, check: bool) -> None:
+def _count(w: Wave, block: Block, site: int, check: bool) -> None:
     """One more entry of this block; loop heads check the instruction budget."""
     counts = w.load("ptr", w.pointer("%w", layout.COUNTS), 8)
     slot = w.let("ptr", f"getelementptr i64, ptr {counts.name}, i64 {block.index}")
@@ -201,8 +201,7 @@ def _count(w: Wave, block: Block, check: bool) -> None:
     w.store(budget, pointer, 8)
     if check:
         out = w.icmp("slt", budget, w.const("i64", 0))
-        pc = w.const("i32", block.index)
-        w.store(pc, w.pointer("%w", layout.PC), 4)
+        w.store(w.const("i32", site), w.pointer("%w", layout.SITE), 4)
         w.exit_if(out, layout.RUNAWAY)
 
 
