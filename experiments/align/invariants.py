@@ -7,9 +7,11 @@ After one decode step at position p, for every layer and kv head:
   layer's base.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+TOUCHED = {"k read": 1, "v read": 2, "k written": 4, "v written": 8}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class LayerInvariants:
     """Findings of one layer at one step; empty `errors` means that all invariants held.
 
     `written_at`, `read_at`: byte offset of the first slot of this layer that was really touched, by
-    kind ("k", "v"); a kind that was not touched is absent.
+    kind ("k", "v"); a kind that was not touched is absent. `touched_KS`: bits of TOUCHED by slot.
     """
 
     layer: int
@@ -49,6 +51,7 @@ class LayerInvariants:
     written_at: dict[str, int]
     read_at: dict[str, int]
     errors: tuple[str, ...]
+    touched_KS: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), "u1"), compare=False)
 
     @property
     def ok(self) -> bool:
@@ -95,6 +98,15 @@ def _first_touched(slots: list[Slots], flagged: list[np.ndarray], layer: int) ->
     return found
 
 
+def _touched(slots: list[Slots], read, written, layer: int) -> np.ndarray:
+    """Which slots of the layer were read and written, as bits of TOUCHED, KS."""
+    bits_KS = np.zeros(slots[0].offsets_LKS.shape[1:], np.uint8)
+    for way, flagged in (("read", read), ("written", written)):
+        for s, bytes_LKS in zip(slots, flagged, strict=True):
+            bits_KS |= np.where(bytes_LKS[layer] > 0, TOUCHED[f"{s.kind} {way}"], 0).astype("u1")
+    return bits_KS
+
+
 def _outside(slots: Slots, access: Access) -> str:
     """Bytes of the buffer that belong to no slot and were written."""
     covered = int(_by_slot(access.written, slots).sum())
@@ -117,6 +129,7 @@ def check_step(
             )
         counts = [int(sum((a[layer] > 0).sum() for a in which)) for which in (written, read)]
         places = [_first_touched(slots, which, layer) for which in (written, read)]
-        layers.append(LayerInvariants(layer, position, *counts, *places, tuple(errors)))
+        touched_KS = _touched(slots, read, written, layer)
+        layers.append(LayerInvariants(layer, position, *counts, *places, tuple(errors), touched_KS))
     stray = [text for s, a in zip(slots, accesses, strict=True) if (text := _outside(s, a))]
     return layers, stray
