@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import under_test
 from experiments.align import compare, divergence, sites, trace, verdict
+from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS, Config
 from experiments.reference import Reference
@@ -92,13 +93,17 @@ def _reasons(result: PromptResult, config: Config) -> Iterator[tuple[int, str]]:
         yield EXIT_INCONCLUSIVE, "KV invariants were not checked (--kv_invariants)"
     if not config.decode_ref:
         yield EXIT_INCONCLUSIVE, "nothing was compared with the oracle (--decode_ref)"
-    requested = routes.resolve(routes.Route.parse(config.route))[0]
-    if result.run.attestation.observed != str(requested):
-        observed = result.run.attestation.observed
-        yield EXIT_INCONCLUSIVE, f"route {requested} is not attested: observed {observed}"
+    route, _ = routes.resolve(routes.Route.parse(config.route))
+    seen = result.run.attestation
+    if why := why_not_attested(str(route), seen.observed, seen.attention_mfma):
+        yield EXIT_INCONCLUSIVE, f"not attested: {why}"
     if result.flips and not result.assertion and not result.kv_errors:
         where = ", ".join(map(str, result.flips))
-        yield EXIT_INCONCLUSIVE, f"top-1 differs at position {where} and no op is to blame"
+        yield (
+            EXIT_INCONCLUSIVE,
+            f"top-1 differs at position {where}, and no op of the judged layers is to blame: "
+            "--layers=all judges every one",
+        )
 
 
 def _undecided_code(judgement: verdict.Judgement) -> int:

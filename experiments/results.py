@@ -63,7 +63,8 @@ def verdict_lines(name: str, alignment: Alignment, written: list[Path]) -> list[
     lines.append(f"written: {', '.join(map(str, written))}")
     lines.append(f"again: {command(name, alignment)}")
     code = alignment.exit_code
-    lines.append(f"{name}: {VERDICTS[code]} (exit {code})")
+    scope = f"{len(alignment.layers)} of {alignment.dims['L']} layers judged"
+    lines.append(f"{name}: {VERDICTS[code]} (exit {code}), {scope}")
     return lines
 
 
@@ -73,8 +74,7 @@ def _coverage(alignment: Alignment) -> str:
     fused = sorted({j.key.site for j in judgements if j.status == verdict.Status.FUSED})
     counts = ", ".join(f"{count} {status}" for status, count in _counts(judgements).items())
     unstored = f"; not stored by the engine: {', '.join(fused)}" if fused else ""
-    layers = f"{len(alignment.layers)} of {alignment.dims['L']} layers"
-    return f"judged {judged} tensors of {layers}, every token: {counts}{unstored}"
+    return f"judged {judged} tensors, every token: {counts}{unstored}"
 
 
 def _counts(judgements: list[Judgement]) -> dict[str, int]:
