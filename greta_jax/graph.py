@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from greta_jax import ops
 from greta_jax.config import LayerConfig
-from greta_jax.precision import Policy
+from greta_jax.precision import Arithmetic, stored
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,20 @@ Attention also takes `positions` (T); left out, the queries are the last T posit
 """
 
 
-def evaluate(op: Op, policy: Policy, cfg: LayerConfig, inputs, weights) -> jax.Array:
-    """One op: arguments cast to the compute dtype, the result stored in the site's."""
-    store = policy.kv if op.site in KV_SITES else policy.activation
-    return _evaluate(op.function, cfg, policy.compute, store, *inputs, *weights)
+def evaluate(op: Op, how: Arithmetic, cfg: LayerConfig, inputs, weights) -> jax.Array:
+    """One op: arguments cast to the compute dtype, the result rounded to the site's storage.
+
+    XLA's own order is compiled whole; a chosen order runs primitive by primitive, so that nothing
+    is fused across a rounding (greta_jax.reduce).
+    """
+    run = _compiled if how.order == "native" else _evaluate
+    return run(op.function, cfg, how, tuple(inputs), tuple(weights))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _evaluate(function, cfg, compute, store, *arguments):
-    cast = (a.astype(compute) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arguments)
-    return function(cfg, *cast).astype(store)
+def _evaluate(function, cfg, how, inputs, weights):
+    weights = [stored(w, how.weight).astype(how.compute) for w in weights]
+    cast = (x.astype(how.compute) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs)
+    return stored(function(cfg, how, *cast, *weights), how.store)
+
+
+_compiled = partial(jax.jit, static_argnums=(0, 1, 2))(_evaluate)

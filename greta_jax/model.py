@@ -13,7 +13,7 @@ from greta_jax.config import LlamaConfig
 from greta_jax.errors import ContextOverflow, SiteError
 from greta_jax.gguf.reader import GgufFile
 from greta_jax.graph import FINAL_NORM, KV_SITES, LAYER_OPS, LOGITS, Op, evaluate
-from greta_jax.precision import Policy
+from greta_jax.precision import Policy, carrier, stored
 from greta_jax.taps import MODEL_LAYER, Taps
 from greta_jax.tokenizer import Tokenizer
 from greta_jax.weights import ModelWeights, rope_factors
@@ -47,12 +47,12 @@ class Oracle:
         file = GgufFile(path)
         config = LlamaConfig.from_gguf(file.metadata, file.path)
         config = replace(config, rope_factors=rope_factors(file, config.head_dim))
-        return cls(file, config, ModelWeights(file, config, policy.weight), policy)
+        return cls(file, config, ModelWeights(file, config, weight_store(policy)), policy)
 
     def with_policy(self, policy: Policy) -> "Oracle":
         """The same file under another policy; weights of an equal storage dtype are shared."""
-        same = policy.weight == self.policy.weight
-        weights = self.weights if same else self.weights.with_store(policy.weight)
+        store = weight_store(policy)
+        weights = self.weights if store == self.weights.store else self.weights.with_store(store)
         return Oracle(self.file, self.config, weights, policy)
 
     @cached_property
@@ -68,7 +68,7 @@ class Oracle:
     def empty_cache(self) -> KVCache:
         """A cache of no positions in the policy's KV dtype."""
         c = self.config
-        return KVCache.empty(c.layers, c.kv_heads, c.head_dim, self.policy.kv)
+        return KVCache.empty(c.layers, c.kv_heads, c.head_dim, self.policy.kv_carrier)
 
     def prefill(self, token_ids, taps: Taps = Taps(), cache: KVCache | None = None) -> Step:  # noqa: B008
         """All tokens at once, after those of `cache` if one is given.
@@ -88,7 +88,7 @@ class Oracle:
         self._check(ids_T, cache, taps)
         T, start, taken = len(ids_T), cache.length, {}
         ids_T = np.pad(ids_T, (0, padding(T)))
-        sources = self.sources(start + np.arange(len(ids_T)))
+        sources = self.sources(start + np.minimum(np.arange(len(ids_T)), T - 1))
         cache = cache.grown_to(start + len(ids_T))
 
         def tap(layer: int, site: str, value: jax.Array) -> None:
@@ -118,13 +118,14 @@ class Oracle:
 
     def embed(self, ids_T: np.ndarray) -> jax.Array:
         """Rows of the embedding, TD."""
-        return self.weights.embed_rows(ids_T).astype(self.policy.activation)
+        how = self.policy.at("embed", MODEL_LAYER)
+        return stored(self.weights.embed_rows(ids_T).astype(how.compute), how.store)
 
     def unembed(self, x_TD: jax.Array) -> jax.Array:
         """Logits TV, a block of the vocabulary at a time."""
-        cfg = self.config.layer(0)
+        cfg, how = self.config.layer(0), self.policy.at("logits", MODEL_LAYER)
         chunks = self.weights.unembed_chunks()
-        parts = [evaluate(LOGITS, self.policy, cfg, (x_TD,), (w_VD,)) for w_VD in chunks]
+        parts = [evaluate(LOGITS, how, cfg, (x_TD,), (w_VD,)) for w_VD in chunks]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def sources(self, positions_T: np.ndarray) -> dict[str, jax.Array]:
@@ -142,7 +143,8 @@ class Oracle:
             weights = [self._model_weight(name) for name in op.weights]
         else:
             weights = [self.weights.layer(layer)[name] for name in op.weights]
-        return evaluate(op, self.policy, self.config.layer(layer), inputs, weights)
+        how = self.policy.at(op.site, layer)
+        return evaluate(op, how, self.config.layer(layer), inputs, weights)
 
     def _model_weight(self, name: str) -> jax.Array:
         if name not in self._model_weights:
@@ -172,6 +174,12 @@ class Oracle:
             )
 
 
+def weight_store(policy: Policy) -> str:
+    """The dtype that weights are kept in; rounding to the policy's storage happens in each op."""
+    ruled = any("weight" in dict(rule.changes) for rule in policy.rules)
+    return "float32" if ruled else carrier(policy.weight, "float32")
+
+
 def padding(tokens: int) -> int:
     """Rows to add to `tokens` rows so that lengths share compiled code."""
     return 0 if tokens == 1 else -tokens % TOKEN_BUCKET
@@ -187,4 +195,4 @@ def _live(site: str, value: np.ndarray, tokens: int, slots: int) -> np.ndarray:
 
 @jax.jit
 def _append(slab_SKH, rows_TKH, start):
-    return jax.lax.dynamic_update_slice(slab_SKH, rows_TKH, (start, 0, 0))
+    return jax.lax.dynamic_update_slice(slab_SKH, rows_TKH.astype(slab_SKH.dtype), (start, 0, 0))

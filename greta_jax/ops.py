@@ -1,97 +1,139 @@
 """The arithmetic of a Llama layer: pure functions, one a site, in the dtype of their arguments.
 
-Each takes the layer's configuration, then the tensors its row of greta_jax.graph names. Shapes are
-in the names; the token axis is the only batch.
+Each takes the layer's configuration, how to compute, then the tensors its row of greta_jax.graph
+names. Shapes are in the names; the token axis is the only batch.
 """
+
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 
+from greta_jax import reduce
 from greta_jax.config import LayerConfig
+from greta_jax.precision import Arithmetic, stored
+
+LN2 = Fraction("0.69314718055994530941723212145817656808")
 
 
-def keep(cfg: LayerConfig, x):
+def keep(cfg: LayerConfig, how: Arithmetic, x):
     """The value as it is; storing it may still round it."""
-    del cfg
+    del cfg, how
     return x
 
 
-def rms_norm(cfg: LayerConfig, x_TD, scale_D):
+def rms_norm(cfg: LayerConfig, how: Arithmetic, x_TD, scale_D):
     """x / rms(x) * scale, eps inside the root (Zhang and Sennrich 2019)."""
+    del how
     mean_T1 = jnp.mean(jnp.square(x_TD), axis=-1, keepdims=True)
     return x_TD / jnp.sqrt(mean_T1 + x_TD.dtype.type(cfg.rms_eps)) * scale_D[None, :]
 
 
-def project_q(cfg: LayerConfig, x_TD, w_NHD):
-    del cfg
+def project_q(cfg: LayerConfig, how: Arithmetic, x_TD, w_NHD):
+    del cfg, how
     return jnp.einsum("TD,NHD->TNH", x_TD, w_NHD)
 
 
-def project_kv(cfg: LayerConfig, x_TD, w_KHD):
-    del cfg
+def project_kv(cfg: LayerConfig, how: Arithmetic, x_TD, w_KHD):
+    del cfg, how
     return jnp.einsum("TD,KHD->TKH", x_TD, w_KHD)
 
 
-def project_out(cfg: LayerConfig, out_TNH, w_DNH):
-    del cfg
+def project_out(cfg: LayerConfig, how: Arithmetic, out_TNH, w_DNH):
+    del cfg, how
     return jnp.einsum("TNH,DNH->TD", out_TNH, w_DNH)
 
 
-def project_up(cfg: LayerConfig, x_TD, w_FD):
-    del cfg
+def project_up(cfg: LayerConfig, how: Arithmetic, x_TD, w_FD):
+    del cfg, how
     return jnp.einsum("TD,FD->TF", x_TD, w_FD)
 
 
-def project_down(cfg: LayerConfig, act_TF, w_DF):
-    del cfg
+def project_down(cfg: LayerConfig, how: Arithmetic, act_TF, w_DF):
+    del cfg, how
     return jnp.einsum("TF,DF->TD", act_TF, w_DF)
 
 
-def unembed(cfg: LayerConfig, x_TD, w_VD):
-    del cfg
+def unembed(cfg: LayerConfig, how: Arithmetic, x_TD, w_VD):
+    del cfg, how
     return jnp.einsum("TD,VD->TV", x_TD, w_VD)
 
 
-def rotate(cfg: LayerConfig, x_TNH, cos_TR, sin_TR):
+def rotate(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):
     """RoPE on interleaved pairs (2i, 2i+1), the order of Q and K rows in a llama GGUF."""
-    del cfg
+    del cfg, how
     even_TNR, odd_TNR = x_TNH[..., 0::2], x_TNH[..., 1::2]
     cos_T1R, sin_T1R = cos_TR[:, None, :], sin_TR[:, None, :]
     pairs = (even_TNR * cos_T1R - odd_TNR * sin_T1R, even_TNR * sin_T1R + odd_TNR * cos_T1R)
     return jnp.stack(pairs, axis=-1).reshape(x_TNH.shape)
 
 
-def attend_scores(cfg: LayerConfig, q_TNH, k_SKH, positions_T):
+def attend_scores(cfg: LayerConfig, how: Arithmetic, q_TNH, k_SKH, positions_T):
     """q.k / sqrt(H), -inf where a slot is later than the query's position."""
     T, N, H = q_TNH.shape
     q_TKGH = q_TNH.reshape(T, cfg.kv_heads, N // cfg.kv_heads, H)
-    score_TKGS = jnp.einsum("TKGH,SKH->TKGS", q_TKGH, k_SKH) * q_TNH.dtype.type(H**-0.5)
+    if how.order == "native":
+        score_TKGS = jnp.einsum("TKGH,SKH->TKGS", q_TKGH, k_SKH)
+    else:
+        score_TKGS = per_kv_head(how.order, q_TKGH, k_SKH.transpose(1, 0, 2))
+    score_TNS = score_TKGS.reshape(T, N, -1) * score_TKGS.dtype.type(H**-0.5)
     visible_TS = jnp.arange(k_SKH.shape[0], dtype=jnp.int32)[None, :] <= positions_T[:, None]
-    return jnp.where(visible_TS[:, None, :], score_TKGS.reshape(T, N, -1), -jnp.inf)
+    return jnp.where(visible_TS[:, None, :], score_TNS, -jnp.inf)
 
 
-def attend_probs(cfg: LayerConfig, score_TNS):
+def attend_probs(cfg: LayerConfig, how: Arithmetic, score_TNS):
     """Softmax over the slots, shifted by the row's maximum."""
     del cfg
-    weight_TNS = jnp.exp(score_TNS - jnp.max(score_TNS, axis=-1, keepdims=True))
+    weight_TNS = exponential(how, score_TNS - jnp.max(score_TNS, axis=-1, keepdims=True))
     return weight_TNS / jnp.sum(weight_TNS, axis=-1, keepdims=True)
 
 
-def attend_values(cfg: LayerConfig, prob_TNS, v_SKH, positions_T):
+def attend_values(cfg: LayerConfig, how: Arithmetic, prob_TNS, v_SKH, positions_T):
     """Probability-weighted values; slots after every query are not read (they may hold NaN)."""
     T, N, S = prob_TNS.shape
     written_S = jnp.arange(S, dtype=jnp.int32) <= jnp.max(positions_T)
     v_SKH = jnp.where(written_S[:, None, None], v_SKH, 0)
+    if how.probs is not None:
+        prob_TNS = stored(prob_TNS, how.probs).astype(how.compute)
     prob_TKGS = prob_TNS.reshape(T, cfg.kv_heads, N // cfg.kv_heads, S)
-    return jnp.einsum("TKGS,SKH->TKGH", prob_TKGS, v_SKH).reshape(T, N, -1)
+    if how.order == "native":
+        return jnp.einsum("TKGS,SKH->TKGH", prob_TKGS, v_SKH).reshape(T, N, -1)
+    live = int(jnp.max(positions_T)) + 1
+    values_KHS = v_SKH[:live].transpose(1, 2, 0)
+    return per_kv_head(how.order, prob_TKGS[..., :live], values_KHS).reshape(T, N, -1)
 
 
-def swiglu(cfg: LayerConfig, gate_TF, up_TF):
+def per_kv_head(order: str, x_TKGX, y_KYX):
+    """Sums over X in a chosen order, a kv head at a time: TKGY."""
+    T, K, G, X = x_TKGX.shape
+    rows_KMX = jnp.moveaxis(x_TKGX, 1, 0).reshape(K, T * G, X)
+    out_KMY = jnp.stack([reduce.dot(rows_KMX[k], y_KYX[k], order) for k in range(K)])
+    return jnp.moveaxis(out_KMY.reshape(K, T, G, -1), 0, 1)
+
+
+def exponential(how: Arithmetic, x):
+    """exp(x). `polynomial`: x = n ln2 + r with ln2 in two parts, Taylor in r, then ldexp."""
+    if how.exp == "native":
+        return jnp.exp(x)
+    info = jnp.finfo(x.dtype)
+    high = Fraction(round(LN2 * 2 ** (info.nmant // 2)), 2 ** (info.nmant // 2))
+    x = jnp.maximum(x, math.log(float(info.tiny)))
+    n = jnp.round(x * x.dtype.type(math.log2(math.e)))
+    r = (x - n * x.dtype.type(float(high))) - n * x.dtype.type(float(LN2 - high))
+    degree = next(d for d in range(2, 40) if 0.35 ** (d + 1) / math.factorial(d + 1) < info.eps / 8)
+    total = jnp.full_like(r, 1 / math.factorial(degree))
+    for d in reversed(range(degree)):
+        total = total * r + x.dtype.type(1 / math.factorial(d))
+    return jnp.where(x <= math.log(float(info.tiny)), 0, jnp.ldexp(total, n.astype(jnp.int32)))
+
+
+def swiglu(cfg: LayerConfig, how: Arithmetic, gate_TF, up_TF):
     """silu(gate) * up (Shazeer 2020)."""
     del cfg
-    return gate_TF / (1 + jnp.exp(-gate_TF)) * up_TF
+    return gate_TF / (1 + exponential(how, -gate_TF)) * up_TF
 
 
-def add(cfg: LayerConfig, x_TD, y_TD):
-    del cfg
+def add(cfg: LayerConfig, how: Arithmetic, x_TD, y_TD):
+    del cfg, how
     return jax.lax.add(x_TD, y_TD)

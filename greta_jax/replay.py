@@ -60,7 +60,7 @@ class _Replayer:
             )
         (self.tokens,) = lengths
         self.slots = max((len(v) for name, v in inputs.items() if name in KV_SITES), default=0)
-        self.sources = oracle.sources(_padded(self.positions()))
+        self.sources = oracle.sources(self.padded(self.positions()))
 
     def positions(self) -> np.ndarray:
         if "positions" in self.inputs:
@@ -69,7 +69,7 @@ class _Replayer:
 
     def site(self, site: str):
         if site == "embed":
-            return self.oracle.embed(_padded(np.asarray(self.tensor("token_ids", site))))
+            return self.oracle.embed(self.padded(np.asarray(self.tensor("token_ids", site))))
         if site == "logits":
             return self.oracle.unembed(self.tensor("final.norm", site))
         op = FINAL_NORM if site == FINAL_NORM.site else LAYER_OP[site]
@@ -83,7 +83,7 @@ class _Replayer:
             value = np.asarray(self.inputs[name])
             if name == "token_ids":
                 return value
-            return jnp.asarray(pad_slab(value) if name in KV_SITES else _padded(value))
+            return jnp.asarray(pad_slab(value) if name in KV_SITES else self.padded(value))
         if name in ("positions", "rotation"):
             if "positions" not in self.inputs and not self.slots:
                 raise self.missing("positions", wanted_by)
@@ -94,16 +94,15 @@ class _Replayer:
             return self.site(name)
         raise self.missing(name, wanted_by)
 
+    def padded(self, value_T: np.ndarray) -> np.ndarray:
+        extra = padding(len(value_T))
+        return np.pad(value_T, ((0, extra), *[(0, 0)] * (value_T.ndim - 1)))
+
     def missing(self, name: str, wanted_by: str) -> SiteError:
         return SiteError(
             f"{wanted_by} cannot be computed without {name}",
             remedy=f"{wanted_by} takes {', '.join(INPUTS[wanted_by])}",
         )
-
-
-def _padded(value_T: np.ndarray) -> np.ndarray:
-    extra = padding(len(value_T))
-    return np.pad(value_T, ((0, extra), *[(0, 0)] * (value_T.ndim - 1)))
 
 
 __all__ = ["INPUTS", "LOGITS", "replay"]
