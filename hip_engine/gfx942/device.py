@@ -1,7 +1,6 @@
 """The emulated MI300X behind the Device protocol."""
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -9,14 +8,10 @@ import numpy as np
 
 from hip_engine.device import AccessLog, Buffer, LaunchRecord
 from hip_engine.errors import CodeObjectError
-from hip_engine.gfx942 import jit
 from hip_engine.gfx942.code_object import CodeObject
-from hip_engine.gfx942.disassembly import disassemble
 from hip_engine.gfx942.dispatch import BUDGET, Dispatcher, EmulatedKernel
 from hip_engine.gfx942.memory import READ_BIT, WRITTEN_BIT, Memory
-
-R_AMDGPU_RELATIVE64 = 13
-R_AMDGPU_ABS64 = 3
+from hip_engine.gfx942.module import Module, relocated
 
 
 class MemoryLog:
@@ -72,32 +67,27 @@ class EmulatedDevice:
           CodeObjectError: not a gfx942 code object; UnsupportedInstruction if a kernel needs an
             instruction that is not implemented.
         """
-        code = CodeObject.parse(code_object)
-        if not code.kernels:
+        module = self.open(code_object)
+        if not module:
             raise CodeObjectError("the code object holds no kernel")
-        image = self._load_image(code)
-        instructions = functools.cache(lambda: disassemble(code.data))
-        return {
-            symbol: EmulatedKernel(
-                symbol=symbol,
-                code_object_sha256=code.sha256,
-                descriptor=kernel,
-                compiled=jit.compile_kernel(code, kernel, instructions),
-                image=image,
-                text=code.text,
-            )
-            for symbol, kernel in code.kernels.items()
-        }
+        return dict(module)
+
+    def open(self, code_object: bytes) -> Module:
+        """Place a code object in memory and translate each kernel when it is first asked for.
+
+        Raises:
+          CodeObjectError: not a gfx942 code object, or a relocation that is not implemented.
+        """
+        code = CodeObject.parse(code_object)
+        return Module(code, self._load_image(code))
 
     def _load_image(self, code: CodeObject) -> Buffer:
         image = self.allocate(len(code.image), f"code object {code.sha256[:12]}")
-        data = np.frombuffer(code.image, np.uint8).copy()
-        for address, kind, value in code.relocations:
-            if kind not in (R_AMDGPU_RELATIVE64, R_AMDGPU_ABS64):
-                raise CodeObjectError(f"relocation type {kind} is not implemented")
-            target = (image.address + value) & (2**64 - 1)
-            data[address : address + 8] = np.frombuffer(target.to_bytes(8, "little"), np.uint8)
-        self.write(image, data)
+        try:
+            self.write(image, relocated(code, image.address))
+        except CodeObjectError:
+            self.free(image)
+            raise
         return image
 
     def launch(

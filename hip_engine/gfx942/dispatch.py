@@ -155,9 +155,14 @@ class EmulatedKernel:
 def pack_arguments(kernel: EmulatedKernel, args, grid, block, dynamic_lds: int) -> bytearray:
     """Kernarg segment from Python values: explicit arguments, then the hidden ones.
 
+    `args` may also be the bytes of the explicit arguments, as HIP_LAUNCH_PARAM_BUFFER_POINTER
+    and objects without metadata have them.
+
     Raises:
       LaunchError: wrong count, or a value that does not fit its argument.
     """
+    if isinstance(args, bytes | bytearray):
+        return _fill_hidden(kernel, _raw_segment(kernel, args), grid, block, dynamic_lds)
     explicit = [a for a in kernel.descriptor.arguments if not a.hidden]
     if len(args) != len(explicit):
         raise LaunchError(f"{kernel.symbol} takes {len(explicit)} arguments, {len(args)} given")
@@ -171,6 +176,23 @@ def pack_arguments(kernel: EmulatedKernel, args, grid, block, dynamic_lds: int) 
                 f"{argument.size} bytes) does not hold {value!r}: {error}"
             ) from error
         segment[argument.offset : argument.offset + argument.size] = raw
+    return _fill_hidden(kernel, segment, grid, block, dynamic_lds)
+
+
+def _raw_segment(kernel: EmulatedKernel, raw: bytes) -> bytearray:
+    arguments = kernel.descriptor.arguments
+    needed = max((a.offset + a.size for a in arguments if not a.hidden), default=0)
+    size = kernel.descriptor.kernarg_bytes
+    if not needed <= len(raw) <= max(-(-size // 16) * 16, 16):
+        raise LaunchError(
+            f"{kernel.symbol}: {len(raw)} bytes of arguments, it takes {needed or size}"
+        )
+    segment = bytearray(max(size, 16))
+    segment[: len(raw)] = raw
+    return segment
+
+
+def _fill_hidden(kernel: EmulatedKernel, segment, grid, block, dynamic_lds: int) -> bytearray:
     for argument in kernel.descriptor.arguments:
         if argument.hidden:
             value = _hidden(argument.kind, grid, block, dynamic_lds)
@@ -282,6 +304,7 @@ class Prepared:
 
     def __init__(self, kernel: EmulatedKernel, struct_: LaunchStruct, packet: bytes, threads: int):
         self.struct = struct_
+        self.kernel = kernel  # kept alive: the key of this entry is its id
         self.packet = np.frombuffer(packet, np.uint8)
         self.groups = math.prod(struct_.grid)
         self.counts = np.zeros((threads, len(kernel.compiled.block_addresses)), np.uint64)
