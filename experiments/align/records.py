@@ -10,12 +10,12 @@ import numpy as np
 from experiments.align.errors import RecordError
 
 
-def _plain(value):
+def plain_values(value):
     """NumPy values as JSON; a NaN or an infinity as a string, for which JSON has no number."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):
@@ -34,7 +34,7 @@ class JsonLines:
             raise RecordError(f"cannot write {path}: {error.strerror}") from error
 
     def append(self, record: dict) -> None:
-        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        self._file.write(json.dumps(plain_values(record), allow_nan=False) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
