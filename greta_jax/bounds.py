@@ -33,6 +33,8 @@ class OpPrecision:
     used as given).
     exp_ulp: error of its exponential. rescales: how often an online softmax may rescale its partial
     sums (None: at every slot; 0: the maximum is known before the sum starts).
+    failure: None for the certain bound; else the probability, an element, that independent roundings
+    exceed it (Higham and Mary 2019, theorem 2.4: sqrt(n) for n).
     """
 
     store: str = "float32"
@@ -41,6 +43,7 @@ class OpPrecision:
     operand: str | None = None
     exp_ulp: float = EXP_ULP
     rescales: int | None = None
+    failure: float | None = None
 
     @classmethod
     def of(cls, declared: "OpPrecision | dict[str, Any]") -> "OpPrecision":
@@ -80,7 +83,14 @@ class OpPrecision:
     def sum_error(self, terms: int, extra: int = 0) -> float:
         """Relative error, on sum|a||b|, of a dot product with `extra` roundings beside its own."""
         chain = terms if self.chain is None else min(terms, self.chain)
-        return (1 + self.gamma(chain + extra)) * (1 + self.operand_error) - 1
+        return (1 + self._chain_error(chain + extra)) * (1 + self.operand_error) - 1
+
+    def _chain_error(self, roundings: int) -> float:
+        if self.failure is None:
+            return self.gamma(roundings)
+        spread = math.sqrt(2 * math.log(2 * roundings / self.failure)) / (1 - self.u)
+        exponent = spread * math.sqrt(roundings) * self.u + roundings * self.u**2 / (1 - self.u)
+        return min(math.expm1(exponent), self.gamma(roundings))
 
     def stored(self, ref: np.ndarray, error: np.ndarray) -> np.ndarray:
         """The error after the result is rounded to its storage dtype."""

@@ -1,12 +1,13 @@
 """Weights of the model: which tensor is which, of what shape, loaded a layer at a time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gguf import GGML_QUANT_SIZES
 
 from greta_jax.config import LlamaConfig
 from greta_jax.errors import TensorError
@@ -66,25 +67,32 @@ class ModelWeights:
 
     def load(self, name: str, layer: int = -1) -> jax.Array:
         """One weight, shaped as its suffix says. Raises TensorError if it holds NaN or inf."""
-        tensor = self._tensor(name, layer)
+        tensor = self.tensor_name(name, layer)
         raw = self.file.raw_rows(tensor)
         weights = dequantize(raw, self.file.info(tensor).dtype, self.store)
         self._check_finite(tensor, weights)
         return weights.reshape(self.shape(name))
+
+    def decode_changed(self, name: str, layer: int, change: Callable) -> jax.Array:
+        """One weight decoded after `change` of its blocks [n, bytes], for counterfactuals."""
+        tensor = self.tensor_name(name, layer)
+        raw, dtype = self.file.raw_rows(tensor), self.file.info(tensor).dtype
+        changed = change(raw.reshape(-1, GGML_QUANT_SIZES[dtype][1])).reshape(raw.shape)
+        return dequantize(changed, dtype, self.store).reshape(self.shape(name))
 
     def magnitude(self, name: str, layer: int = -1) -> tuple[jax.Array, int]:
         """fp64 magnitudes that dequantisation roundings are relative to, and how many there are.
 
         At most two roundings: the reference's own (fp32) and the engine's.
         """
-        tensor = self._tensor(name, layer)
+        tensor = self.tensor_name(name, layer)
         dtype = self.file.info(tensor).dtype
         total = magnitude(self.file.raw_rows(tensor), dtype).reshape(self.shape(name))
         return total, 2 * rounds(dtype)
 
     def embed_rows(self, token_ids: np.ndarray) -> jax.Array:
         """Rows of the embedding, TD, without loading the others."""
-        tensor = self._tensor("embed_VD", -1)
+        tensor = self.tensor_name("embed_VD", -1)
         raw = self.file.raw_rows(tensor)[token_ids]
         rows = dequantize(raw, self.file.info(tensor).dtype, self.store)
         self._check_finite(tensor, rows)
@@ -92,13 +100,13 @@ class ModelWeights:
 
     def embed_magnitudes(self, token_ids: np.ndarray) -> tuple[jax.Array, int]:
         """`magnitude` of rows of the embedding, TD."""
-        tensor = self._tensor("embed_VD", -1)
+        tensor = self.tensor_name("embed_VD", -1)
         dtype = self.file.info(tensor).dtype
         return magnitude(self.file.raw_rows(tensor)[token_ids], dtype), 2 * rounds(dtype)
 
     def unembed_magnitudes(self) -> Iterator[tuple[jax.Array, int]]:
         """`magnitude` of the unembedding in blocks of UNEMBED_ROWS rows."""
-        tensor = self._tensor("unembed_VD", -1)
+        tensor = self.tensor_name("unembed_VD", -1)
         raw, dtype = self.file.raw_rows(tensor), self.file.info(tensor).dtype
         for start in range(0, raw.shape[0], UNEMBED_ROWS):
             yield magnitude(raw[start : start + UNEMBED_ROWS], dtype), 2 * rounds(dtype)
@@ -106,7 +114,7 @@ class ModelWeights:
     def unembed_chunks(self) -> Iterator[jax.Array]:
         """The unembedding in blocks of UNEMBED_ROWS rows of the vocabulary."""
         if self._unembed is None:
-            tensor = self._tensor("unembed_VD", -1)
+            tensor = self.tensor_name("unembed_VD", -1)
             raw, dtype = self.file.raw_rows(tensor), self.file.info(tensor).dtype
             starts = range(0, raw.shape[0], UNEMBED_ROWS)
             chunks = [dequantize(raw[s : s + UNEMBED_ROWS], dtype, self.store) for s in starts]
@@ -119,7 +127,8 @@ class ModelWeights:
         """The shape that a weight's suffix spells."""
         return tuple(self.config.dimensions[letter] for letter in name.rsplit("_", 1)[1])
 
-    def _tensor(self, name: str, layer: int) -> str:
+    def tensor_name(self, name: str, layer: int = -1) -> str:
+        """The file's name of a weight."""
         return self.names[name].format(layer=layer)
 
     def _check_finite(self, tensor: str, weights: jax.Array) -> None:

@@ -162,3 +162,19 @@ def test_every_site_has_a_bound():
 def test_unknown_declaration_is_refused_by_name(oracle):
     with pytest.raises(PrecisionError, match="accumulator"):
         bound(oracle, "embed", -1, {"token_ids": np.array([1])}, {"accumulator": "float32"})
+
+
+@pytest.mark.parametrize("site", ["attn.proj", "ffn.down", "attn.scores", "attn.out"])
+def test_the_probabilistic_bound_is_narrower_and_still_not_exceeded(oracle, site):
+    rng = np.random.default_rng(9)
+    for _ in range(4):
+        inputs = cases(oracle, site, rng, 1.0)
+        ref = replay(oracle, site, 0, inputs)
+        got = replay(oracle.with_policy(Policy.fp32()), site, 0, inputs).astype(np.float64)
+        certain = SINGLE | {"rescales": 0}
+        likely = bound(oracle, site, 0, inputs, certain | {"failure": 1e-9})
+        visible = np.isfinite(ref)
+        assert np.all(np.abs(got[visible] - ref[visible]) <= likely[visible])
+        assert np.all(likely <= bound(oracle, site, 0, inputs, certain))
+    if site in ("attn.proj", "ffn.down"):
+        assert np.all(likely < 0.6 * bound(oracle, site, 0, inputs, certain))
