@@ -33,8 +33,8 @@ class OpPrecision:
     used as given).
     exp_ulp: error of its exponential. rescales: how often an online softmax may rescale its partial
     sums (None: at every slot; 0: the maximum is known before the sum starts).
-    failure: None for the certain bound; else the probability, an element, that independent roundings
-    exceed it (Higham and Mary 2019, theorem 2.4: sqrt(n) for n).
+    failure: None for the certain bound; else the probability, an element, that roundings that are
+    independent exceed it (Higham and Mary 2019, theorem 2.4: sqrt(n) for n).
     """
 
     store: str = "float32"
