@@ -85,7 +85,7 @@ def make_reference(
     stepwise_TV = np.stack(logits)
     complaints = [
         *_weights_sum_to_one(oracle, rows),
-        *_prefill_equals_decode(oracle, whole.logits_TV[len(ids) - 1 :], stepwise_TV, sequence),
+        *_prefill_equals_decode(oracle, whole.logits_TV, stepwise_TV, sequence),
     ]
     return Reference(prompt, len(ids), trace.Trace(run, rows), whole.logits_TV, tuple(complaints))
 
@@ -118,20 +118,25 @@ def _weights_sum_to_one(oracle: Oracle, rows) -> list[str]:
 
 
 def _prefill_equals_decode(oracle: Oracle, whole_TV, stepwise_TV, sequence) -> list[str]:
-    """The law prefill(n) = prefill(n-1) then decode(1), at the rounding noise of this model.
+    """The law prefill(n) = prefill(n-1) then decode(1), to the rounding noise of this model.
+
+    `stepwise_TV` holds the last rows, from the prompt's last token on, as decode computed them.
 
     The noise is measured and not assumed: the distance between the oracle in fp32 and in fp64,
     scaled by the ratio of their roundoffs, is what this model makes of typical rounding. Two
     evaluations may differ by twice that, and worst-case rounding of a sum of n terms exceeds the
     typical by sqrt(n).
     """
-    fp32 = oracle.with_policy(Policy.fp32()).prefill(sequence).logits_TV
-    fp64 = oracle.with_policy(Policy.fp64()).prefill(sequence).logits_TV
-    noise = np.abs(fp32.astype(np.float64) - fp64).max() / unit_roundoff("float32")
+    logits_TV = {oracle.policy: whole_TV}
+    for policy in (Policy.fp32(), Policy.fp64()):
+        if policy != oracle.policy:
+            logits_TV[policy] = oracle.with_policy(policy).prefill(sequence).logits_TV
+    distance = np.abs(logits_TV[Policy.fp32()].astype(np.float64) - logits_TV[Policy.fp64()])
+    noise = distance.max() / unit_roundoff("float32")
     config = oracle.config
     terms = max(config.dim, config.ffn, len(sequence))
     floor = 2 * np.sqrt(terms) * noise * unit_roundoff(oracle.policy.compute)
-    off = np.abs(whole_TV.astype(np.float64) - stepwise_TV).max()
+    off = np.abs(whole_TV[-len(stepwise_TV) :].astype(np.float64) - stepwise_TV).max()
     if off <= floor:
         return []
     return [f"prefill and decode logits differ by {off:.3g}, rounding explains {floor:.3g}"]

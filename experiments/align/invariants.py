@@ -60,8 +60,9 @@ class LayerInvariants:
 
 def _by_slot(flags: np.ndarray, slots: Slots) -> np.ndarray:
     """Bytes flagged in each slot, LKS, for slots anywhere in the buffer."""
-    sums = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
-    return sums[slots.offsets_LKS + slots.slot_bytes] - sums[slots.offsets_LKS]
+    touched = np.flatnonzero(flags)
+    begin_LKS = np.searchsorted(touched, slots.offsets_LKS)
+    return np.searchsorted(touched, slots.offsets_LKS + slots.slot_bytes) - begin_LKS
 
 
 def _where(where: np.ndarray) -> str:
