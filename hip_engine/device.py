@@ -18,6 +18,28 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class MemoryCounts:
+    """What the vector memory and LDS instructions of a launch did (emulated device only).
+
+    `load_lines` counts distinct 128-byte lines instruction by instruction; `load_wide_bytes` are
+    bytes that 16-byte lane loads fetched. `lds_passes` counts passes over the 32 banks, half a
+    wave at a time, so passes above 2 an access are conflicts. `flight_peak` is the most vector
+    memory instructions one wave had in flight. `by_buffer` gives (read, written) bytes.
+    """
+
+    loads: int
+    load_bytes: int
+    load_lines: int
+    load_wide_bytes: int
+    stores: int
+    store_bytes: int
+    lds_accesses: int
+    lds_passes: int
+    flight_peak: int
+    by_buffer: dict[Buffer, tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class LaunchRecord:
     """What one launch executed, for attestation.
 
@@ -30,6 +52,7 @@ class LaunchRecord:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     executed: dict[str, int] = field(default_factory=dict)
+    memory: MemoryCounts | None = None
 
 
 class AccessLog(Protocol):

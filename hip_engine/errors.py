@@ -42,6 +42,16 @@ class DeviceFault(EngineError):
         self.workgroup, self.wave, self.lane, self.address = workgroup, wave, lane, address
 
 
+class SanitizerFault(DeviceFault):
+    """A sanitizer found something that the hardware would let pass; `kind` says which one."""
+
+    kind = ""
+
+
+class SanitizerError(EngineError):
+    """The init sanitizer: the host reads device memory that nothing has written."""
+
+
 class CompilerMissing(EngineError):
     """No clang that can target gfx942 was found."""
 
@@ -76,3 +86,11 @@ class UnknownSite(EngineError):
 
 class WeightsDisagree(EngineError):
     """Rows of a weight decoded on the device are not those that the gguf package decodes."""
+
+
+class OutOfPages(EngineError):
+    """The page pool, or its table of sequences, is full; nothing was changed."""
+
+
+class UnknownSequence(EngineError):
+    """A sequence that was never opened, or was closed; nothing was changed."""

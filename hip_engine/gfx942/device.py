@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from hip_engine.gfx942.code_object import CodeObject
 from hip_engine.gfx942.dispatch import BUDGET, Dispatcher, EmulatedKernel
 from hip_engine.gfx942.memory import READ_BIT, WRITTEN_BIT, Memory
 from hip_engine.gfx942.module import Module, relocated
+from hip_engine.gfx942.sanitizer import parse_checks
 
 
 class MemoryLog:
@@ -37,14 +38,30 @@ class EmulatedDevice:
     """gfx942 code objects on this CPU. `threads` workgroups run at a time.
 
     A wave that executes more than `budget` instructions is stopped with a DeviceFault.
+
+    `sanitize` names checks that a GPU cannot make; a finding raises SanitizerFault and ends the
+    launch. memory: misaligned accesses and the names of freed buffers (bounds are always checked).
+    init: registers, LDS and memory that were never written, followed through copies and reported
+    where they decide an address, a branch or EXEC, or reach the host. race: bytes of LDS or global
+    memory touched by two waves of a workgroup between barriers, and barriers that not every wave
+    reaches. waitcnt: a register used before the s_waitcnt that delivers it.
+
+    With `counters`, LaunchRecord.memory holds what memory instructions did.
     """
 
     name = "gfx942 (emulated)"
 
-    def __init__(self, threads: int | None = None, budget: int = BUDGET):
-        self.memory = Memory()
+    def __init__(
+        self,
+        threads: int | None = None,
+        budget: int = BUDGET,
+        sanitize: Collection[str] = (),
+        counters: bool = False,
+    ):
+        self.sanitize = parse_checks(sanitize)
+        self.memory = Memory("init" in self.sanitize, "race" in self.sanitize)
         threads = threads or len(os.sched_getaffinity(0))
-        self._dispatcher = Dispatcher(self.memory, threads, budget)
+        self._dispatcher = Dispatcher(self.memory, threads, budget, self.sanitize, counters)
 
     def allocate(self, nbytes: int, label: str) -> Buffer:
         return self.memory.allocate(nbytes, label)
@@ -55,9 +72,11 @@ class EmulatedDevice:
     def write(self, buffer: Buffer, array: np.ndarray, offset_bytes: int = 0) -> None:
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.memory.view(buffer, offset_bytes, raw.size)[:] = raw
+        self.memory.define(buffer, offset_bytes, raw.size)
 
     def read(self, buffer: Buffer, dtype, count: int, offset_bytes: int = 0) -> np.ndarray:
         dtype = np.dtype(dtype)
+        self.memory.check_defined(buffer, offset_bytes, count * dtype.itemsize)
         return self.memory.view(buffer, offset_bytes, count * dtype.itemsize).view(dtype).copy()
 
     def load(self, code_object: bytes) -> dict[str, EmulatedKernel]:
@@ -79,7 +98,7 @@ class EmulatedDevice:
           CodeObjectError: not a gfx942 code object, or a relocation that is not implemented.
         """
         code = CodeObject.parse(code_object)
-        return Module(code, self._load_image(code))
+        return Module(code, self._load_image(code), observed=bool(self.sanitize))
 
     def _load_image(self, code: CodeObject) -> Buffer:
         image = self.allocate(len(code.image), f"code object {code.sha256[:12]}")

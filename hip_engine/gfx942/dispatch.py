@@ -1,22 +1,30 @@
 """Launches: arguments to kernarg bytes, the AQL packet, and the loop over workgroups in threads."""
 
 import ctypes
+import functools
 import math
-import struct
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from hip_engine.device import Buffer, LaunchRecord
-from hip_engine.errors import CodeObjectError, DeviceFault, LaunchError
+from hip_engine.device import Buffer, LaunchRecord, MemoryCounts
+from hip_engine.errors import CodeObjectError, LaunchError
 from hip_engine.gfx942 import jit, layout
+from hip_engine.gfx942.arguments import (
+    MAX_BLOCK,
+    MAX_LDS_BYTES,
+    aql_packet,
+    check_geometry,
+    pack_arguments,
+)
 from hip_engine.gfx942.code_object import KernelDescriptor
+from hip_engine.gfx942.findings import fault_error
 from hip_engine.gfx942.memory import Memory, MemoryTable
+from hip_engine.gfx942.sanitizer import SanitizerState, check_bits
 
-MAX_LDS_BYTES = 1 << 16
-MAX_BLOCK = 1024
 KERNARG_BYTES = 1 << 16
 MAX_WAVES = MAX_BLOCK // layout.LANES
 DEFAULT_MODE = 0xF0  # round to nearest even, no subnormal flushed
@@ -55,6 +63,9 @@ class LaunchStruct(ctypes.Structure):
         ("lds_bytes", ctypes.c_uint64),
         ("scratch_stride", ctypes.c_uint64),
         ("budget", ctypes.c_int64),
+        ("checks", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("effects", ctypes.c_void_p),
     ]
 
 
@@ -73,20 +84,25 @@ class Outcome(ctypes.Structure):
     ]
 
 
-FAULTS = {
-    layout.FAULT_GLOBAL_LOAD: "load from global memory",
-    layout.FAULT_GLOBAL_STORE: "store to global memory",
-    layout.FAULT_LDS: "access to LDS",
-    layout.FAULT_SCRATCH: "access to scratch",
-    layout.FAULT_JUMP: "jump to an address that is no code",
-    layout.FAULT_TRAP: "trap instruction",
-}
+class Counters(ctypes.Structure):
+    """Mirror of the runtime's Counters; see LaunchRecord.memory for the meaning."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "loads load_bytes load_lines load_wide_bytes stores store_bytes "
+            "lds_accesses lds_passes flight_peak"
+        ).split()
+    ] + [("by_buffer", ctypes.c_void_p)]
 
 
 class Worker:
-    """Wave states, LDS and scratch of one thread."""
+    """Wave states, LDS and scratch of one thread, and its sanitizer state and counters."""
 
-    def __init__(self):
+    def __init__(self, sanitized: bool, counters: bool):
+        self.sanitizer = SanitizerState(MAX_WAVES) if sanitized else None
+        self.counters = Counters() if counters else None
+        self.by_buffer = np.zeros((0, 2), np.uint64)
         self.waves = np.zeros(MAX_WAVES * layout.WAVE_BYTES + 64, np.uint8)
         self.waves_address = -(-self.waves.ctypes.data // 64) * 64
         self.states = np.zeros(MAX_WAVES, np.int32)
@@ -98,6 +114,7 @@ class Worker:
         if needed > self.scratch.size:
             self.scratch = np.zeros(needed, np.uint8)
         outcome = Outcome()
+        sanitizer = ctypes.byref(self.sanitizer.struct) if self.sanitizer else None
         _run_groups()(
             ctypes.byref(launch),
             self.waves_address,
@@ -105,6 +122,8 @@ class Worker:
             self.lds.ctypes.data,
             self.scratch.ctypes.data,
             counts.ctypes.data,
+            ctypes.byref(self.counters) if self.counters else None,
+            sanitizer,
             first,
             step,
             ctypes.byref(outcome),
@@ -112,18 +131,11 @@ class Worker:
         return outcome
 
 
+@functools.cache
 def _run_groups():
-    pointers = [ctypes.c_void_p] * 6
-    kind = ctypes.CFUNCTYPE(
-        None, *pointers, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, use_errno=False
-    )
-    global _run_groups_function
-    if _run_groups_function is None:
-        _run_groups_function = kind(jit.runtime().address("run_groups"))
-    return _run_groups_function
-
-
-_run_groups_function = None
+    pointers = [ctypes.c_void_p] * 8
+    kind = ctypes.CFUNCTYPE(None, *pointers, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p)
+    return kind(jit.runtime().address("run_groups"))
 
 
 @dataclass
@@ -136,6 +148,7 @@ class EmulatedKernel:
     compiled: jit.Compiled
     image: Buffer
     text: tuple[int, int]
+    source_line: Callable[[int], str | None]
 
     def __post_init__(self):
         words = self.text[1] // 4
@@ -152,117 +165,8 @@ class EmulatedKernel:
         return tuple((a.name, a.offset, a.size, a.kind) for a in self.descriptor.arguments)
 
 
-def pack_arguments(kernel: EmulatedKernel, args, grid, block, dynamic_lds: int) -> bytearray:
-    """Kernarg segment from Python values: explicit arguments, then the hidden ones.
-
-    `args` may also be the bytes of the explicit arguments, as HIP_LAUNCH_PARAM_BUFFER_POINTER
-    and objects without metadata have them.
-
-    Raises:
-      LaunchError: wrong count, or a value that does not fit its argument.
-    """
-    if isinstance(args, bytes | bytearray):
-        return _fill_hidden(kernel, _raw_segment(kernel, args), grid, block, dynamic_lds)
-    explicit = [a for a in kernel.descriptor.arguments if not a.hidden]
-    if len(args) != len(explicit):
-        raise LaunchError(f"{kernel.symbol} takes {len(explicit)} arguments, {len(args)} given")
-    segment = bytearray(max(kernel.descriptor.kernarg_bytes, 16))
-    for position, (argument, value) in enumerate(zip(explicit, args, strict=True)):
-        try:
-            raw = _argument_bytes(value, argument.size)
-        except (struct.error, OverflowError, TypeError, ValueError) as error:
-            raise LaunchError(
-                f"{kernel.symbol}: argument {position} ({argument.name or argument.kind}, "
-                f"{argument.size} bytes) does not hold {value!r}: {error}"
-            ) from error
-        segment[argument.offset : argument.offset + argument.size] = raw
-    return _fill_hidden(kernel, segment, grid, block, dynamic_lds)
-
-
-def _raw_segment(kernel: EmulatedKernel, raw: bytes) -> bytearray:
-    arguments = kernel.descriptor.arguments
-    needed = max((a.offset + a.size for a in arguments if not a.hidden), default=0)
-    size = kernel.descriptor.kernarg_bytes
-    if not needed <= len(raw) <= max(-(-size // 16) * 16, 16):
-        raise LaunchError(
-            f"{kernel.symbol}: {len(raw)} bytes of arguments, it takes {needed or size}"
-        )
-    segment = bytearray(max(size, 16))
-    segment[: len(raw)] = raw
-    return segment
-
-
-def _fill_hidden(kernel: EmulatedKernel, segment, grid, block, dynamic_lds: int) -> bytearray:
-    for argument in kernel.descriptor.arguments:
-        if argument.hidden:
-            value = _hidden(argument.kind, grid, block, dynamic_lds)
-            raw = value.to_bytes(argument.size, "little")
-            segment[argument.offset : argument.offset + argument.size] = raw
-    return segment
-
-
-def _argument_bytes(value, size: int) -> bytes:
-    if isinstance(value, Buffer):
-        value = value.address
-    if isinstance(value, np.generic):
-        raw = value.tobytes()
-    elif isinstance(value, bytes | bytearray):
-        raw = bytes(value)
-    elif isinstance(value, float):
-        raw = struct.pack({4: "<f", 8: "<d"}[size], value) if size in (4, 8) else b""
-    else:
-        raw = int(value).to_bytes(size, "little", signed=value < 0)
-    if len(raw) != size:
-        raise TypeError(f"{len(raw)} bytes given")
-    return raw
-
-
-def _hidden(kind: str, grid, block, dynamic_lds: int) -> int:
-    axis = {"x": 0, "y": 1, "z": 2}.get(kind[-1], 0)
-    if kind.startswith("hidden_block_count"):
-        return grid[axis]
-    if kind.startswith("hidden_group_size"):
-        return block[axis]
-    if kind == "hidden_grid_dims":
-        return max(1, *(i + 1 for i in range(3) if grid[i] * block[i] > 1), 1)
-    if kind == "hidden_dynamic_lds_size":
-        return dynamic_lds
-    if kind == "hidden_shared_base":
-        return 0x00010000
-    if kind == "hidden_private_base":
-        return 0x00020000
-    return 0
-
-
-def aql_packet(kernel: EmulatedKernel, grid, block, kernarg: int, lds: int) -> bytes:
-    """The HSA kernel dispatch packet that a kernel may read through its dispatch pointer."""
-    packet = bytearray(64)
-    struct.pack_into("<HH3H", packet, 0, 0, 3, *block)
-    struct.pack_into("<3I", packet, 12, *(g * b for g, b in zip(grid, block, strict=True)))
-    struct.pack_into("<II", packet, 24, kernel.descriptor.scratch_bytes, lds)
-    struct.pack_into("<QQ", packet, 32, kernel.image.address, kernarg)
-    return bytes(packet)
-
-
-def check_geometry(kernel: EmulatedKernel, grid, block, dynamic_lds: int) -> None:
-    """Refuse a launch that the hardware would refuse, before anything is written."""
-    if len(grid) != 3 or len(block) != 3 or min(*grid, *block) < 1:
-        raise LaunchError(
-            f"{kernel.symbol}: grid {grid} and block {block} must be 3 positive sizes"
-        )
-    if max(grid) >= 1 << 31:
-        raise LaunchError(f"{kernel.symbol}: grid {grid} is too large")
-    items = block[0] * block[1] * block[2]
-    limit = min(kernel.descriptor.max_workgroup_size, MAX_BLOCK)
-    if items > limit:
-        raise LaunchError(f"{kernel.symbol}: a block of {items} work-items; it takes {limit}")
-    lds = kernel.descriptor.lds_bytes + dynamic_lds
-    if dynamic_lds < 0 or lds > MAX_LDS_BYTES:
-        raise LaunchError(f"{kernel.symbol}: {lds} bytes of LDS, the chip has {MAX_LDS_BYTES}")
-
-
 def _launch_struct(
-    kernel: EmulatedKernel, memory: Memory, fixed, grid, block, lds: int, budget: int
+    kernel: EmulatedKernel, memory: Memory, fixed, grid, block, lds: int, budget: int, checks: int
 ) -> LaunchStruct:
     d = kernel.descriptor
     if d.float_mode != DEFAULT_MODE:
@@ -296,6 +200,8 @@ def _launch_struct(
         lds_bytes=lds,
         scratch_stride=-(-d.scratch_bytes // 16) * 16,
         budget=budget,
+        checks=checks,
+        effects=kernel.compiled.effects.ctypes.data,
     )
 
 
@@ -322,9 +228,17 @@ class FixedBuffers(NamedTuple):
 class Dispatcher:
     """Runs launches, one at a time, on one or more threads of workgroups."""
 
-    def __init__(self, memory: Memory, threads: int, budget: int = BUDGET):
+    def __init__(
+        self,
+        memory: Memory,
+        threads: int,
+        budget: int = BUDGET,
+        sanitize: frozenset[str] = frozenset(),
+        counters: bool = False,
+    ):
         self.memory, self.budget = memory, budget
-        self.workers = [Worker() for _ in range(threads)]
+        self.checks, self.counters = check_bits(sanitize), counters
+        self.workers = [Worker(bool(sanitize), counters) for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self.fixed = FixedBuffers(
             memory.allocate(KERNARG_BYTES, "kernarg segment"),
@@ -333,6 +247,8 @@ class Dispatcher:
         )
         self._kernarg = memory.view(self.fixed.kernarg, 0, KERNARG_BYTES)
         self._packet = memory.view(self.fixed.packet, 0, 64)
+        for buffer in self.fixed:
+            memory.define(buffer, 0, buffer.nbytes)
         self._prepared: dict[tuple, Prepared] = {}
 
     def launch(self, kernel: EmulatedKernel, grid, block, args, dynamic_lds: int) -> LaunchRecord:
@@ -348,9 +264,12 @@ class Dispatcher:
         self._packet[:] = prepared.packet
         counts = prepared.counts
         counts.fill(0)
+        if self.counters:
+            self._clear_counters()
         failed = [o for o in self._run(prepared, counts) if o.status]
         if failed:
-            raise self._error(kernel, min(failed, key=lambda o: tuple(o.workgroup)[::-1]))
+            worst = min(failed, key=lambda o: tuple(o.workgroup)[::-1])
+            raise fault_error(kernel, worst, self.memory, self.budget)
         executed = (counts.sum(axis=0).view(np.int64) @ kernel.class_matrix).tolist()
         prepared.instructions = sum(executed)
         return LaunchRecord(
@@ -359,7 +278,27 @@ class Dispatcher:
             grid=tuple(grid),
             block=tuple(block),
             executed=dict(zip(kernel.class_names, executed, strict=True)),
+            memory=self._memory_counts() if self.counters else None,
         )
+
+    def _clear_counters(self) -> None:
+        for worker in self.workers:
+            worker.by_buffer = np.zeros((len(self.memory.buffers), 2), np.uint64)
+            worker.counters = Counters(by_buffer=worker.by_buffer.ctypes.data)
+
+    def _memory_counts(self) -> MemoryCounts:
+        totals = {
+            name: sum(getattr(w.counters, name) for w in self.workers)
+            for name, _ in Counters._fields_[:-2]
+        }
+        peak = max(w.counters.flight_peak for w in self.workers)
+        traffic = sum(w.by_buffer for w in self.workers)
+        by_buffer = {
+            buffer: (int(read), int(written))
+            for buffer, (read, written) in zip(self.memory.buffers, traffic, strict=True)
+            if read or written
+        }
+        return MemoryCounts(**totals, flight_peak=peak, by_buffer=by_buffer)
 
     def _prepare(self, kernel: EmulatedKernel, grid, block, dynamic_lds: int) -> Prepared:
         key = (id(kernel), grid, block, dynamic_lds)
@@ -367,7 +306,8 @@ class Dispatcher:
             check_geometry(kernel, grid, block, dynamic_lds)
             lds = kernel.descriptor.lds_bytes + dynamic_lds
             fixed = self.fixed
-            struct_ = _launch_struct(kernel, self.memory, fixed, grid, block, lds, self.budget)
+            limits = self.budget, self.checks
+            struct_ = _launch_struct(kernel, self.memory, fixed, grid, block, lds, *limits)
             packet = aql_packet(kernel, grid, block, fixed.kernarg.address, lds)
             self._prepared[key] = Prepared(kernel, struct_, packet, len(self.workers))
         return self._prepared[key]
@@ -383,29 +323,3 @@ class Dispatcher:
         ]
         mine = self.workers[0].run(prepared.struct, counts[0], 0, threads)
         return [mine, *(job.result() for job in jobs)]
-
-    def _error(self, kernel: EmulatedKernel, o: Outcome) -> DeviceFault:
-        workgroup = tuple(o.workgroup)
-        if o.status == layout.RUNAWAY:
-            offset, text = kernel.compiled.sites[o.site]
-            what, address, where = f"more than {self.budget} instructions in one wave", None, ""
-        else:
-            offset, text = kernel.compiled.sites[o.site]
-            what, address = FAULTS[o.kind], o.address
-            where = f" at 0x{address:x}"
-            if o.kind in (layout.FAULT_GLOBAL_LOAD, layout.FAULT_GLOBAL_STORE):
-                where += f", {self.memory.nearest(address)}"
-        message = (
-            f"{kernel.symbol}+0x{offset:x}: {text}: {what}{where} "
-            f"(workgroup {workgroup}, wave {o.wave}, lane {o.lane})"
-        )
-        return DeviceFault(
-            message,
-            kernel=kernel.symbol,
-            instruction=text,
-            offset=offset,
-            workgroup=workgroup,
-            wave=o.wave,
-            lane=o.lane,
-            address=address,
-        )

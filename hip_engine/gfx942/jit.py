@@ -8,6 +8,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import msgpack
+import numpy as np
 
 from hip_engine.errors import CodeObjectError
 from hip_engine.gfx942 import layout
@@ -102,26 +103,36 @@ class Compiled:
         self.block_classes = record["block_classes"]
         self.entry = record["entry"]
         self.sites = record["sites"]
+        self.effects = np.frombuffer(record["effects"], np.uint8)
 
 
-def compile_kernel(code: CodeObject, kernel: KernelDescriptor, instructions) -> Compiled:
+def compile_kernel(
+    code: CodeObject, kernel: KernelDescriptor, instructions, observed: bool = False
+) -> Compiled:
     """Translate and compile, or take the cached object. `instructions()` disassembles on demand.
+
+    `observed` code calls the sanitizers' observer before each instruction.
 
     Raises:
       UnsupportedInstruction: the kernel needs something that is not implemented.
     """
-    path = cache_dir("gfx942") / f"{_key(code, kernel)}.kernel"
+    path = _path(code, kernel, observed)
     if path.exists():
         return Compiled(msgpack.unpackb(path.read_bytes(), strict_map_key=False))
-    return Compiled(build(path, code, kernel, instructions()))
+    return Compiled(build(path, code, kernel, instructions(), observed))
 
 
 def is_cached(code: CodeObject, kernel: KernelDescriptor) -> bool:
-    return (cache_dir("gfx942") / f"{_key(code, kernel)}.kernel").exists()
+    return _path(code, kernel, False).exists()
 
 
-def build(path: Path, code, kernel, instructions: list[Instruction]) -> dict:
-    translation = translate(code, kernel, instructions, "piece")
+def _path(code: CodeObject, kernel: KernelDescriptor, observed: bool) -> Path:
+    suffix = ".observed" if observed else ".kernel"
+    return cache_dir("gfx942") / f"{_key(code, kernel)}{suffix}"
+
+
+def build(path: Path, code, kernel, instructions: list[Instruction], observed: bool) -> dict:
+    translation = translate(code, kernel, instructions, "piece", observed)
     record = {
         "object": emit_object(translation),
         "pieces": translation.pieces,
@@ -129,6 +140,7 @@ def build(path: Path, code, kernel, instructions: list[Instruction]) -> dict:
         "block_classes": translation.block_classes,
         "entry": translation.entry,
         "sites": translation.sites,
+        "effects": translation.effects,
     }
     write_atomically(path, msgpack.packb(record))
     return record

@@ -28,10 +28,16 @@ MEMORY = 616  # the arena: allocation table and access log
 JUMPS = 624  # int32 per instruction word of .text: its block, or -1
 TEXT = 632  # device address of .text
 TEXT_WORDS = 640
-RECENT = 704  # 16 recently used allocations (begin, end), by site
-TEMP = 1024  # double[64], arguments of the runtime's functions of a lane
+OBSERVER = 648  # state of the sanitizers, or null
+COUNTERS = 656  # memory counters, or null
+VM_ISSUED = 664  # vector memory instructions issued and known complete, and the most in flight
+VM_DONE = 668
+VM_PEAK = 672
+RECENT = 704  # 16 recently used allocations (begin, end, index), by site
+TEMP = 1152  # double[64], arguments of the runtime's functions of a lane
 VGPR = 2048  # uint32[512][64]: v0..v255, then a0..a255
 WAVE_BYTES = VGPR + 512 * ROW_BYTES
+EFFECT_BYTES = 104  # effects.RECORD.size
 
 OFFSETS = {
     name: value
@@ -42,5 +48,17 @@ OFFSETS = {
 # What a piece of translated code returns: the next block (>= 0), or one of these.
 ENDED, BARRIER, FAULTED, RUNAWAY = -1, -2, -3, -4
 
-# FAULT_KIND values.
-FAULT_GLOBAL_LOAD, FAULT_GLOBAL_STORE, FAULT_LDS, FAULT_SCRATCH, FAULT_JUMP, FAULT_TRAP = range(6)
+# FAULT_KIND values, in the order of the runtime's enum.
+(
+    FAULT_GLOBAL_LOAD,
+    FAULT_GLOBAL_STORE,
+    FAULT_LDS,
+    FAULT_SCRATCH,
+    FAULT_JUMP,
+    FAULT_TRAP,
+    FAULT_MISALIGNED,
+    FAULT_UNDEFINED,
+    FAULT_RACE,
+    FAULT_BARRIER,
+    FAULT_WAITCNT,
+) = range(11)

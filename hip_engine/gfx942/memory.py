@@ -2,7 +2,7 @@
 
 A device address is a host address inside the range. Allocations are separated by guard zones, so
 that an access past one of them is an access to none. A second range of the same size holds one log
-byte per byte (bit 0 read, bit 1 written), filled only while an access log is open.
+byte per byte: read and written while an access log is open, and defined under the init sanitizer.
 """
 
 import bisect
@@ -12,13 +12,14 @@ import mmap
 import numpy as np
 
 from hip_engine.device import Buffer
-from hip_engine.errors import LaunchError, OutOfDeviceMemory
+from hip_engine.errors import LaunchError, OutOfDeviceMemory, SanitizerError
 
 MAP_NORESERVE = 0x4000
 ARENA_BYTES = 192 << 30  # HBM of one MI300X
 GUARD_BYTES = 1 << 16
 ALIGNMENT = 1 << 12
-READ_BIT, WRITTEN_BIT = 1, 2
+READ_BIT, WRITTEN_BIT, DEFINED_BIT = 1, 2, 4
+TOUCH_BYTES = 8  # a race record, one a byte
 
 
 class MemoryTable(ctypes.Structure):
@@ -30,6 +31,8 @@ class MemoryTable(ctypes.Structure):
         ("end", ctypes.c_void_p),
         ("watch", ctypes.c_uint64),
         ("shadow", ctypes.c_int64),
+        ("base", ctypes.c_uint64),
+        ("touched", ctypes.c_uint64),
     ]
 
 
@@ -38,16 +41,25 @@ def _reserve(nbytes: int) -> mmap.mmap:
     return mmap.mmap(-1, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
+def _overlap(a: Buffer, b: Buffer) -> bool:
+    return a.address < b.address + b.nbytes and b.address < a.address + a.nbytes
+
+
 class Memory:
     """Allocates, frees, reads and writes device memory."""
 
-    def __init__(self):
+    def __init__(self, definedness: bool = False, races: bool = False):
+        self._definedness = definedness
         self._arena = _reserve(ARENA_BYTES)
         self._shadow = _reserve(ARENA_BYTES)
         self._bytes = np.frombuffer(self._arena, np.uint8)
         self._log = np.frombuffer(self._shadow, np.uint8)
         self.base = self._bytes.ctypes.data
-        self.table = MemoryTable(shadow=self._log.ctypes.data - self.base)
+        self.table = MemoryTable(shadow=self._log.ctypes.data - self.base, base=self.base)
+        if races:
+            self._touched = _reserve(TOUCH_BYTES * ARENA_BYTES)
+            self.table.touched = np.frombuffer(self._touched, np.uint8).ctypes.data
+        self._freed: list[Buffer] = []
         self._buffers: list[Buffer] = []  # by address
         self._begins: list[int] = []
         self._publish()
@@ -74,6 +86,7 @@ class Memory:
             limit = buffer.address if buffer else self.base + ARENA_BYTES
             if start + nbytes + GUARD_BYTES <= limit:
                 fresh = Buffer(start, nbytes, label)
+                self._freed = [f for f in self._freed if not _overlap(f, fresh)]
                 self._buffers.insert(position, fresh)
                 self._begins.insert(position, start)
                 self._publish()
@@ -83,10 +96,18 @@ class Memory:
                 start = -(-end // ALIGNMENT) * ALIGNMENT
         raise OutOfDeviceMemory(f"{nbytes} bytes for {label} do not fit in {ARENA_BYTES} bytes")
 
+    @property
+    def buffers(self) -> list[Buffer]:
+        """Live allocations, by address."""
+        return self._buffers
+
     def free(self, buffer: Buffer) -> None:
         position = self._position(buffer)
         del self._buffers[position], self._begins[position]
+        self._freed.append(buffer)
         begin = buffer.address - self.base
+        if self._definedness:
+            self._log[begin : begin + buffer.nbytes] = 0
         end = begin + buffer.nbytes
         first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
         last = end // mmap.PAGESIZE * mmap.PAGESIZE
@@ -118,15 +139,43 @@ class Memory:
     def view(self, buffer: Buffer, offset: int, nbytes: int) -> np.ndarray:
         return self._bytes[self.span(buffer, offset, nbytes)]
 
+    def define(self, buffer: Buffer, offset: int, nbytes: int) -> None:
+        """The host wrote these bytes (init sanitizer)."""
+        if self._definedness:
+            self._log[self.span(buffer, offset, nbytes)] |= DEFINED_BIT
+
+    def check_defined(self, buffer: Buffer, offset: int, nbytes: int) -> None:
+        """Under the init sanitizer, refuse a host read of bytes that nobody wrote.
+
+        Raises:
+          SanitizerError: with the first such byte.
+        """
+        if self._definedness:
+            missing = (self._log[self.span(buffer, offset, nbytes)] & DEFINED_BIT) == 0
+            if missing.any():
+                first = offset + int(missing.argmax())
+                raise SanitizerError(
+                    f"init: the host reads byte {first} of {buffer.label} (0x{buffer.address:x}), "
+                    f"which nothing has written ({int(missing.sum())} such bytes in this read)"
+                )
+
     def log(self, buffer: Buffer) -> np.ndarray:
         return self._log[self.span(buffer, 0, buffer.nbytes)]
 
     def clear_log(self) -> None:
-        """Forget every logged access (the pages go back to the system)."""
-        self._shadow.madvise(mmap.MADV_DONTNEED)
+        """Forget every logged access, keep what is defined."""
+        if self._definedness:
+            for buffer in self._buffers:
+                self._log[self.span(buffer, 0, buffer.nbytes)] &= DEFINED_BIT
+        else:  # the pages go back to the system
+            self._shadow.madvise(mmap.MADV_DONTNEED)
 
     def nearest(self, address: int) -> str:
         """Where an address lies relative to the nearest live allocation, in words."""
+        for freed in reversed(self._freed):
+            if freed.address <= address < freed.address + freed.nbytes:
+                where = f"(0x{freed.address:x}, {freed.nbytes} bytes)"
+                return f"at byte {address - freed.address} of {freed.label} {where}, freed earlier"
         if not self._buffers:
             return "nothing is allocated"
 

@@ -11,6 +11,7 @@ from hip_engine.device import Buffer
 from hip_engine.errors import CodeObjectError
 from hip_engine.gfx942 import jit
 from hip_engine.gfx942.code_object import CodeObject
+from hip_engine.gfx942.debug_info import source_line
 from hip_engine.gfx942.disassembly import disassemble
 from hip_engine.gfx942.dispatch import EmulatedKernel
 
@@ -21,8 +22,8 @@ R_AMDGPU_ABS64 = 3
 class Module(Mapping[str, EmulatedKernel]):
     """Kernels by symbol. A kernel that cannot be translated raises when it is asked for."""
 
-    def __init__(self, code: CodeObject, image: Buffer):
-        self.code, self.image = code, image
+    def __init__(self, code: CodeObject, image: Buffer, observed: bool = False):
+        self.code, self.image, self.observed = code, image, observed
         self._compiled: dict[str, EmulatedKernel] = {}
         self._instructions = functools.cache(lambda: disassemble(code.data))
 
@@ -39,9 +40,10 @@ class Module(Mapping[str, EmulatedKernel]):
                 symbol=symbol,
                 code_object_sha256=self.code.sha256,
                 descriptor=kernel,
-                compiled=jit.compile_kernel(self.code, kernel, self._instructions),
+                compiled=jit.compile_kernel(self.code, kernel, self._instructions, self.observed),
                 image=self.image,
                 text=self.code.text,
+                source_line=functools.partial(source_line, self.code.data),
             )
         return self._compiled[symbol]
 

@@ -10,12 +10,17 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 typedef int32_t i32;
+typedef int8_t i8;
+typedef int16_t i16;
 
 enum { LANES = 64, RECENT = 16 };
 enum { ENDED = -1, BARRIER = -2, FAULTED = -3, RUNAWAY = -4, WAITING = -5 };
-enum { GLOBAL_LOAD, GLOBAL_STORE, LDS_ACCESS, SCRATCH_ACCESS, BAD_JUMP, TRAP };
+enum {
+  GLOBAL_LOAD, GLOBAL_STORE, LDS_ACCESS, SCRATCH_ACCESS, BAD_JUMP, TRAP,
+  MISALIGNED, UNDEFINED, RACE, BAD_BARRIER, WAITCNT
+};
 enum { SHARED_APERTURE = 0x00010000, PRIVATE_APERTURE = 0x00020000 };
-enum { READ_BIT = 1, WRITTEN_BIT = 2 };
+enum { READ_BIT = 1, WRITTEN_BIT = 2, DEFINED_BIT = 4 };
 
 // Live allocations, sorted by address; `shadow` is the distance to one log byte a byte.
 typedef struct {
@@ -23,11 +28,24 @@ typedef struct {
   const u64 *begin, *end;
   u64 watch;
   int64_t shadow;
+  u64 base, touched;  // start of the arena, and of its race records
 } Memory;
 
 typedef struct {
-  u64 begin, end;
+  u64 begin, end, index;
 } Range;
+
+struct Observer;
+
+// What memory instructions did, for attestation and evidence; `by_buffer` is (read, written)
+// bytes of each live allocation.
+typedef struct {
+  u64 loads, load_bytes, load_lines, load_wide_bytes;
+  u64 stores, store_bytes;
+  u64 lds_accesses, lds_passes;
+  u64 flight_peak;
+  u64 (*by_buffer)[2];
+} Counters;
 
 typedef struct Wave {
   u32 s[128];
@@ -49,9 +67,12 @@ typedef struct Wave {
   const i32* jumps;
   u64 text;
   u64 text_words;
-  u8 pad0[OFFSET_RECENT - OFFSET_TEXT_WORDS - 8];
+  struct Observer* observer;
+  Counters* counters;
+  u32 vm_issued, vm_done, vm_peak;
+  u8 pad0[OFFSET_RECENT - OFFSET_VM_PEAK - 4];
   Range recent[RECENT];
-  u8 pad1[OFFSET_TEMP - OFFSET_RECENT - 16 * RECENT];
+  u8 pad1[OFFSET_TEMP - OFFSET_RECENT - sizeof(Range) * RECENT];
   double temp[LANES];
   u8 pad2[OFFSET_VGPR - OFFSET_TEMP - 8 * LANES];
   u32 v[512][LANES];
@@ -79,6 +100,11 @@ AT(memory, MEMORY);
 AT(jumps, JUMPS);
 AT(text, TEXT);
 AT(text_words, TEXT_WORDS);
+AT(observer, OBSERVER);
+AT(counters, COUNTERS);
+AT(vm_issued, VM_ISSUED);
+AT(vm_done, VM_DONE);
+AT(vm_peak, VM_PEAK);
 AT(recent, RECENT);
 AT(temp, TEMP);
 AT(v, VGPR);
@@ -98,6 +124,8 @@ static i32 fault(Wave* w, u32 site, u32 lane, u64 address, u32 kind) {
   return 1;
 }
 
+#include "sanitize.h"
+
 // ---- Global memory -------------------------------------------------------------------------
 
 static int find_range(const Memory* m, u64 address, u64 size, Range* out) {
@@ -114,6 +142,7 @@ static int find_range(const Memory* m, u64 address, u64 size, Range* out) {
     return 0;
   out->begin = m->begin[low - 1];
   out->end = m->end[low - 1];
+  out->index = low - 1;
   return 1;
 }
 
@@ -144,6 +173,60 @@ static i32 resolve(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, u32
   return 0;
 }
 
+// 128-byte lines that the active lanes touch.
+static u64 distinct_lines(const u64* a, u64 exec, u64 size) {
+  u64 seen[256], count = 0;
+  for (int i = 0; i < 256; i++) seen[i] = 0;
+  u64 last = 0;
+  FOR_ACTIVE(i, exec) {
+    for (u64 line = a[i] / 128; line <= (a[i] + size - 1) / 128; line++) {
+      if (line == last) continue;
+      last = line;
+      u32 slot = (u32)(line * 0x9e3779b97f4a7c15u >> 56);
+      while (seen[slot] && seen[slot] != line) slot = (slot + 1) % 256;
+      if (!seen[slot]) seen[slot] = line, count++;
+    }
+  }
+  return count;
+}
+
+static void count_access(Wave* w, u32 site, const u64* a, u64 size, int store) {
+  Counters* c = w->counters;
+  const u64 exec = exec_of(w), bytes = size * __builtin_popcountll(exec);
+  const Range* range = &w->recent[site % RECENT];
+  if (store) {
+    c->stores++, c->store_bytes += bytes;
+  } else {
+    c->loads++, c->load_bytes += bytes, c->load_wide_bytes += size == 16 ? bytes : 0;
+    c->load_lines += distinct_lines(a, exec, size);
+  }
+  Range own = *range;
+  FOR_ACTIVE(i, exec) {
+    if (a[i] < own.begin || a[i] >= own.end) find_range(w->memory, a[i], size, &own);
+    c->by_buffer[own.index][store] += size;
+  }
+}
+
+// Passes of an LDS access: 32 banks of 4 bytes, half a wave at a time (dword by dword for wider
+// elements); a pass serves one address a bank.
+static void count_lds(Wave* w, const u64* a, u64 size) {
+  const u64 exec = exec_of(w);
+  w->counters->lds_accesses++;
+  for (u64 word = 0; word < (size + 3) / 4; word++)
+    for (int half = 0; half < 2; half++) {
+      u64 first[32], most = 0;
+      u32 uses[32];
+      for (int b = 0; b < 32; b++) uses[b] = 0, first[b] = 0;
+      FOR_ACTIVE(i, exec & (half ? 0xffffffff00000000u : 0xffffffffu)) {
+        const u64 dword = (a[i] - (u64)w->lds) / 4 + word;
+        const u32 bank = dword % 32;
+        if (!uses[bank] || first[bank] != dword + 1) uses[bank]++, first[bank] = dword + 1;
+        most = uses[bank] > most ? uses[bank] : most;
+      }
+      w->counters->lds_passes += most;
+    }
+}
+
 static void log_access(Wave* w, const u64* a, u64 exec, u64 size, u8 mark) {
   FOR_ACTIVE(i, exec)
     for (u64 b = 0; b < size; b++) *(u8*)(a[i] + b + w->memory->shadow) |= mark;
@@ -161,8 +244,6 @@ ELEMENT(u8);
 ELEMENT(u16);
 ELEMENT(u32);
 ELEMENT(u64);
-typedef int8_t i8;
-typedef int16_t i16;
 ELEMENT(i8);
 ELEMENT(i16);
 #define PEEK(type, address) (((const type##_any*)(address))->x)
@@ -182,6 +263,8 @@ static i32 global_lanes(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size
   if (resolve(w, site, row, wide, base, size, kind, lanes->a)) return 1;
   if (__builtin_expect(w->memory->watch, 0))
     log_access(w, lanes->a, exec_of(w), size, kind == GLOBAL_LOAD ? READ_BIT : WRITTEN_BIT);
+  if (__builtin_expect(w->counters != 0, 0))
+    count_access(w, site, lanes->a, size, kind != GLOBAL_LOAD);
   return 0;
 }
 
@@ -198,6 +281,7 @@ static i32 lds_lanes(Wave* w, u32 site, i32 row, u32 base, u64 size, Lanes* lane
       u64 at = (u64)address[i] + base;
       if (at + size > w->lds_bytes) return fault(w, site, i, at, LDS_ACCESS);
     }
+  if (__builtin_expect(w->counters != 0, 0)) count_lds(w, lanes->a, size);
   return 0;
 }
 
@@ -282,41 +366,49 @@ static i32 flat_lanes(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, 
 #define LDS_LANES(size, kind) lds_lanes(w, site, row, base, size, &lanes)
 #define SCRATCH_LANES(size, kind) scratch_lanes(w, site, row, base, size, &lanes)
 
-#define LOAD(space, PARAMETERS, RESOLVE, name, size, body)    \
-  i32 space##_load_##name(PARAMETERS(), i32 dst) {              \
-    const u64 exec = exec_of(w);                              \
-    Lanes lanes;                                              \
-    if (!exec) return 0;                                      \
-    if (RESOLVE(size, GLOBAL_LOAD)) return 1;                 \
-    body;                                                     \
-    return 0;                                                 \
+#define LOAD(space, PARAMETERS, RESOLVE, name, size, keeps, body)                             \
+  i32 space##_load_##name(PARAMETERS(), i32 dst) {                                            \
+    const u64 exec = exec_of(w);                                                              \
+    Lanes lanes;                                                                              \
+    if (!exec) return 0;                                                                      \
+    if (RESOLVE(size, GLOBAL_LOAD)) return 1;                                                 \
+    if (__builtin_expect(w->observer != 0, 0)) {                                              \
+      if (sanitize_lanes(w, site, lanes.a, size, READ_BIT)) return 1;                         \
+      note_load(w, lanes.a, size, dst, size > 4 ? size / 4 : 1, keeps);                       \
+    }                                                                                         \
+    body;                                                                                     \
+    return 0;                                                                                 \
   }
-#define STORE(space, PARAMETERS, RESOLVE, name, size, body)   \
-  i32 space##_store_##name(PARAMETERS(), i32 src) {             \
-    const u64 exec = exec_of(w);                              \
-    Lanes lanes;                                              \
-    if (!exec) return 0;                                      \
-    if (RESOLVE(size, GLOBAL_STORE)) return 1;                \
-    body;                                                     \
-    return 0;                                                 \
+#define STORE(space, PARAMETERS, RESOLVE, name, size, body)                                   \
+  i32 space##_store_##name(PARAMETERS(), i32 src) {                                           \
+    const u64 exec = exec_of(w);                                                              \
+    Lanes lanes;                                                                              \
+    if (!exec) return 0;                                                                      \
+    if (RESOLVE(size, GLOBAL_STORE)) return 1;                                                \
+    if (__builtin_expect(w->observer != 0, 0)) {                                              \
+      if (sanitize_lanes(w, site, lanes.a, size, WRITTEN_BIT)) return 1;                      \
+      note_store(w, lanes.a, size, src, size > 4 ? size / 4 : 1);                             \
+    }                                                                                         \
+    body;                                                                                     \
+    return 0;                                                                                 \
   }
 #define EACH_STORE(type, value) FOR_ACTIVE(i, exec) POKE(type, lanes.a[i], (type)(value))
 
 #define ACCESSES(space, PARAMETERS, RESOLVE)                                             \
-  LOAD(space, PARAMETERS, RESOLVE, u8, 1, READ_LANES(u8, WHOLE))                         \
-  LOAD(space, PARAMETERS, RESOLVE, i8, 1, READ_LANES(i8, WHOLE))                         \
-  LOAD(space, PARAMETERS, RESOLVE, u16, 2, READ_LANES(u16, WHOLE))                       \
-  LOAD(space, PARAMETERS, RESOLVE, i16, 2, READ_LANES(i16, WHOLE))                       \
-  LOAD(space, PARAMETERS, RESOLVE, u8_lo, 1, READ_LANES(u8, LOW_HALF))                   \
-  LOAD(space, PARAMETERS, RESOLVE, u8_hi, 1, READ_LANES(u8, HIGH_HALF))                  \
-  LOAD(space, PARAMETERS, RESOLVE, i8_lo, 1, READ_LANES(i8, LOW_HALF))                   \
-  LOAD(space, PARAMETERS, RESOLVE, i8_hi, 1, READ_LANES(i8, HIGH_HALF))                  \
-  LOAD(space, PARAMETERS, RESOLVE, u16_lo, 2, READ_LANES(u16, LOW_HALF))                 \
-  LOAD(space, PARAMETERS, RESOLVE, u16_hi, 2, READ_LANES(u16, HIGH_HALF))                \
-  LOAD(space, PARAMETERS, RESOLVE, b32, 4, READ_LANES(u32, WHOLE))                       \
-  LOAD(space, PARAMETERS, RESOLVE, b64, 8, READ_DWORDS(2))                               \
-  LOAD(space, PARAMETERS, RESOLVE, b96, 12, READ_DWORDS(3))                              \
-  LOAD(space, PARAMETERS, RESOLVE, b128, 16, READ_DWORDS(4))                             \
+  LOAD(space, PARAMETERS, RESOLVE, u8, 1, 0, READ_LANES(u8, WHOLE))                         \
+  LOAD(space, PARAMETERS, RESOLVE, i8, 1, 0, READ_LANES(i8, WHOLE))                         \
+  LOAD(space, PARAMETERS, RESOLVE, u16, 2, 0, READ_LANES(u16, WHOLE))                       \
+  LOAD(space, PARAMETERS, RESOLVE, i16, 2, 0, READ_LANES(i16, WHOLE))                       \
+  LOAD(space, PARAMETERS, RESOLVE, u8_lo, 1, 1, READ_LANES(u8, LOW_HALF))                   \
+  LOAD(space, PARAMETERS, RESOLVE, u8_hi, 1, 1, READ_LANES(u8, HIGH_HALF))                  \
+  LOAD(space, PARAMETERS, RESOLVE, i8_lo, 1, 1, READ_LANES(i8, LOW_HALF))                   \
+  LOAD(space, PARAMETERS, RESOLVE, i8_hi, 1, 1, READ_LANES(i8, HIGH_HALF))                  \
+  LOAD(space, PARAMETERS, RESOLVE, u16_lo, 2, 1, READ_LANES(u16, LOW_HALF))                 \
+  LOAD(space, PARAMETERS, RESOLVE, u16_hi, 2, 1, READ_LANES(u16, HIGH_HALF))                \
+  LOAD(space, PARAMETERS, RESOLVE, b32, 4, 0, READ_LANES(u32, WHOLE))                       \
+  LOAD(space, PARAMETERS, RESOLVE, b64, 8, 0, READ_DWORDS(2))                               \
+  LOAD(space, PARAMETERS, RESOLVE, b96, 12, 0, READ_DWORDS(3))                              \
+  LOAD(space, PARAMETERS, RESOLVE, b128, 16, 0, READ_DWORDS(4))                             \
   STORE(space, PARAMETERS, RESOLVE, b8, 1, EACH_STORE(u8, w->v[src][i]))                 \
   STORE(space, PARAMETERS, RESOLVE, b8_hi, 1, EACH_STORE(u8, w->v[src][i] >> 16))        \
   STORE(space, PARAMETERS, RESOLVE, b16, 2, EACH_STORE(u16, w->v[src][i]))               \
@@ -338,6 +430,12 @@ ACCESSES(scratch, NEAR_PARAMETERS, SCRATCH_LANES)
     Lanes first, second;                                                               \
     if (lds_lanes(w, site, row, base0, 4 * n, &first)) return 1;                       \
     if (lds_lanes(w, site, row, base1, 4 * n, &second)) return 1;                      \
+    if (__builtin_expect(w->observer != 0, 0)) {                                       \
+      if (sanitize_lanes(w, site, first.a, 4 * n, READ_BIT)) return 1;                 \
+      if (sanitize_lanes(w, site, second.a, 4 * n, READ_BIT)) return 1;                \
+      note_load(w, first.a, 4 * n, dst, n, 0);                                         \
+      note_load(w, second.a, 4 * n, dst + n, n, 0);                                    \
+    }                                                                                  \
     FOR_ACTIVE(i, exec)                                                                \
       for (int j = 0; j < n; j++) {                                                    \
         w->v[dst + j][i] = PEEK(u32, first.a[i] + 4 * j);                              \
@@ -356,6 +454,7 @@ i32 scalar_load(Wave* w, u32 site, u64 address, u32 dst, u32 dwords) {
     if (!find_range(w->memory, address, size, range))
       return fault(w, site, 0, address, GLOBAL_LOAD);
   for (u32 j = 0; j < dwords; j++) w->s[dst + j] = PEEK(u32, address + 4 * j);
+  if (__builtin_expect(w->observer != 0, 0)) scalar_defined(w, address, size, dst);
   if (__builtin_expect(w->memory->watch, 0))
     for (u64 b = 0; b < size; b++) *(u8*)(address + b + w->memory->shadow) |= READ_BIT;
   return 0;
@@ -457,6 +556,10 @@ static void atomics(Wave* w, const Lanes* lanes, u64 exec, i32 src, i32 compare_
     Lanes lanes;                                                                             \
     if (RESOLVE(4 * (u64)dwords, GLOBAL_STORE)) return 1;                                    \
     const u64 exec = exec_of(w);                                                             \
+    if (exec && w->observer) {                                                               \
+      if (sanitize_lanes(w, site, lanes.a, 4 * (u64)dwords, ATOMIC_ACCESS)) return 1;        \
+      if (dst >= 0) note_load(w, lanes.a, 4 * (u64)dwords, dst, dwords, 0);                  \
+    }                                                                                        \
     /* Global compare-and-swap keeps the new value first and the comparand after it. */      \
     atomics(w, &lanes, exec, src, operation == CMPSWAP ? src + dwords : -1, dst, operation,  \
             dwords);                                                                         \
@@ -470,6 +573,10 @@ i32 lds_atomic(Wave* w, u32 site, i32 row, u32 base, i32 data, i32 data2, i32 ds
                i32 dwords) {
   Lanes lanes;
   if (lds_lanes(w, site, row, base, 4 * (u64)dwords, &lanes)) return 1;
+  if (exec_of(w) && w->observer) {
+    if (sanitize_lanes(w, site, lanes.a, 4 * (u64)dwords, ATOMIC_ACCESS)) return 1;
+    if (dst >= 0) note_load(w, lanes.a, 4 * (u64)dwords, dst, dwords, 0);
+  }
   const int swap = operation == CMPSWAP;
   atomics(w, &lanes, exec_of(w), swap ? data2 : data, swap ? data : -1, dst, operation, dwords);
   return 0;
@@ -551,7 +658,18 @@ typedef struct {
   i32 entry;
   u64 lds_bytes, scratch_stride;
   int64_t budget;
+  u32 checks, pad;
+  const Effect* effects;
 } Launch;
+
+u64 observer_bytes(void) { return sizeof(Observer); }
+
+// Per-thread sanitizer state.
+typedef struct {
+  Observer* observers;  // one a wave
+  u8* lds_defined;
+  Touch* lds_touched;
+} Sanitizer;
 
 typedef struct {
   i32 status;  // 0, FAULTED or RUNAWAY
@@ -568,7 +686,7 @@ static u32* push(u32* s, u64 value) {
 
 // User SGPRs in the order of the descriptor's property bits, then workgroup ids (LLVM AMDGPU
 // usage, "Initial Kernel Execution State").
-static void init_sgprs(const Launch* l, Wave* w) {
+static u32 init_sgprs(const Launch* l, Wave* w) {
   u32* s = w->s;
   const u32 p = l->properties;
   if (p & 1) s = push(push(s, 0), 0);
@@ -583,6 +701,7 @@ static void init_sgprs(const Launch* l, Wave* w) {
   for (int axis = 0; axis < 3; axis++)
     if (l->rsrc2 >> (7 + axis) & 1) *s++ = w->workgroup[axis];
   if (l->rsrc2 >> 10 & 1) *s++ = l->waves;
+  return (u32)(s - w->s);
 }
 
 enum { POISON = 0x7fc0dead };  // registers and LDS hold no useful value before they are written
@@ -602,7 +721,9 @@ static void init_wave(const Launch* l, Wave* w, u32 index) {
   w->text = l->text;
   w->text_words = l->text_words;
   w->wave_index = index;
-  init_sgprs(l, w);
+  w->vm_issued = w->vm_done = w->vm_peak = 0;
+  const u32 initial = init_sgprs(l, w);
+  if (w->observer) observe_start(w, initial);
   u64 exec = 0;
   for (u32 row = 0; row < l->vgpr_rows; row++)
     for (int i = 0; i < LANES; i++) w->v[row][i] = POISON;
@@ -624,14 +745,48 @@ static i32 run_wave(const Launch* l, Wave* w) {
   return block;
 }
 
+static void report(const Wave* w, u32 index, i32 status, Outcome* out) {
+  out->status = status;
+  out->wave = index;
+  out->site = w->site;
+  out->lane = w->fault_lane;
+  out->kind = w->fault_kind;
+  out->address = w->fault_address;
+  for (int axis = 0; axis < 3; axis++) out->workgroup[axis] = w->workgroup[axis];
+}
+
+static u32 next_epoch(void) {
+  static u32 epoch;
+  return __atomic_add_fetch(&epoch, 1, __ATOMIC_RELAXED);
+}
+
+// Under the race sanitizer a barrier must be reached by every wave, all at the same instruction.
+static i32 check_barrier(Wave* waves, const i32* states, u32 count) {
+  i32 at = 0, ended = 0, waiting = 0;
+  for (u32 i = 0; i < count; i++) {
+    if (states[i] == ENDED) {
+      ended = 1;
+      continue;
+    }
+    if (waiting && waves[i].pc != at) return (i32)i;
+    at = waves[i].pc, waiting = 1;
+  }
+  if (waiting && ended)
+    for (u32 i = 0; i < count; i++)
+      if (states[i] != ENDED) return (i32)i;
+  return -1;
+}
+
 // One workgroup: each wave runs to a barrier or its end; the barrier opens when all that are
 // left have reached it.
 static i32 run_group(const Launch* l, Wave* waves, i32* states, Outcome* out) {
   u32 left = l->waves;
   for (u32 i = 0; i < l->waves; i++) states[i] = 0;
   while (left) {
+    const u32 epoch = l->checks & CHECK_RACE ? next_epoch() : 0;
     for (u32 i = 0; i < l->waves; i++) {
       if (states[i] == ENDED) continue;
+      if (l->checks) waves[i].observer->epoch = epoch;
       const i32 status = run_wave(l, &waves[i]);
       if (status == ENDED) {
         states[i] = ENDED;
@@ -639,13 +794,17 @@ static i32 run_group(const Launch* l, Wave* waves, i32* states, Outcome* out) {
       } else if (status == BARRIER) {
         out->barriers++;
       } else {
-        out->status = status;
-        out->wave = i;
-        out->site = waves[i].site;
-        out->lane = waves[i].fault_lane;
-        out->kind = waves[i].fault_kind;
-        out->address = waves[i].fault_address;
-        for (int axis = 0; axis < 3; axis++) out->workgroup[axis] = waves[i].workgroup[axis];
+        report(&waves[i], i, status, out);
+        return 1;
+      }
+    }
+    if (l->checks & CHECK_RACE) {
+      const i32 odd = check_barrier(waves, states, l->waves);
+      if (odd >= 0) {
+        waves[odd].fault_kind = BAD_BARRIER;
+        waves[odd].fault_lane = 0;
+        waves[odd].fault_address = 0;
+        report(&waves[odd], (u32)odd, FAULTED, out);
         return 1;
       }
     }
@@ -655,16 +814,27 @@ static i32 run_group(const Launch* l, Wave* waves, i32* states, Outcome* out) {
 
 // Workgroups first, first + step, ... below the grid's size, on this thread's own state.
 void run_groups(const Launch* l, Wave* waves, i32* states, u8* lds, u8* scratch, u64* counts,
-                u64 first, u64 step, Outcome* out) {
+                Counters* counters, const Sanitizer* sanitizer, u64 first, u64 step,
+                Outcome* out) {
   const u64 total = (u64)l->grid[0] * l->grid[1] * l->grid[2];
   for (u32 i = 0; i < l->waves; i++) {
     waves[i].lds = lds;
     waves[i].scratch = scratch + i * LANES * l->scratch_stride;
     waves[i].counts = counts;
+    waves[i].counters = counters;
+    waves[i].observer = l->checks ? &sanitizer->observers[i] : 0;
+    if (l->checks) {
+      waves[i].observer->checks = l->checks;
+      waves[i].observer->effects = l->effects;
+      waves[i].observer->lds_defined = sanitizer->lds_defined;
+      waves[i].observer->lds_touched = sanitizer->lds_touched;
+    }
     for (int r = 0; r < RECENT; r++) waves[i].recent[r].begin = waves[i].recent[r].end = 0;
   }
   for (u64 group = first; group < total; group += step) {
     for (u64 b = 0; b < l->lds_bytes / 4; b++) ((u32*)lds)[b] = POISON;
+    if (l->checks & CHECK_INIT)
+      for (u64 b = 0; b < l->lds_bytes; b++) sanitizer->lds_defined[b] = 0;
     for (u32 i = 0; i < l->waves; i++) {
       waves[i].workgroup[0] = group % l->grid[0];
       waves[i].workgroup[1] = group / l->grid[0] % l->grid[1];
@@ -672,5 +842,7 @@ void run_groups(const Launch* l, Wave* waves, i32* states, u8* lds, u8* scratch,
       init_wave(l, &waves[i], i);
     }
     if (run_group(l, waves, states, out)) return;
+    for (u32 i = 0; counters && i < l->waves; i++)
+      if (waves[i].vm_peak > counters->flight_peak) counters->flight_peak = waves[i].vm_peak;
   }
 }

@@ -7,11 +7,13 @@ time LLVM takes grows faster than the length of a function.
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hip_engine.errors import UnsupportedInstruction
 from hip_engine.gfx942 import layout
 from hip_engine.gfx942.code_object import CodeObject, KernelDescriptor
 from hip_engine.gfx942.disassembly import Instruction
+from hip_engine.gfx942.effects import SCC_INDEX, VMEM, Effects, kind_of, wait_counts
 from hip_engine.gfx942.emit import Value
 from hip_engine.gfx942.isa import OPCODES, instruction_class
 from hip_engine.gfx942.wave import EXEC, VCC, Wave
@@ -43,6 +45,17 @@ class Translation:
     block_classes: tuple[dict[str, int], ...]
     entry: int
     sites: tuple[tuple[int, str], ...]  # address and text of each instruction, by site number
+    effects: bytes  # one effects.RECORD a site
+
+
+class Site(NamedTuple):
+    """One instruction as translated: what reports name and what the sanitizers check."""
+
+    offset: int
+    text: str
+    mnemonic: str
+    operand_text: str
+    effects: Effects
 
 
 def is_branch(inst: Instruction) -> bool:
@@ -54,9 +67,15 @@ def ends_block(inst: Instruction) -> bool:
 
 
 def translate(
-    code: CodeObject, kernel: KernelDescriptor, instructions: list[Instruction], name: str
+    code: CodeObject,
+    kernel: KernelDescriptor,
+    instructions: list[Instruction],
+    name: str,
+    observed: bool = False,
 ) -> Translation:
     """Translate everything reachable from the kernel's entry.
+
+    With `observed`, the sanitizers' observer is called before each instruction.
 
     Raises:
       UnsupportedInstruction: an opcode or an operand that is not implemented, with the kernel,
@@ -65,13 +84,13 @@ def translate(
     reached = _reachable(code, kernel, instructions)
     blocks = _blocks(reached, _leaders(code, kernel, reached))
     by_address = {block.address: block.index for block in blocks}
-    sites: list[tuple[int, str]] = []
+    sites: list[Site] = []
     functions: list[str] = []
     pieces: list[str] = []
     declared: dict[str, str] = {}
     for number, group in enumerate(_groups(blocks)):
         function = f"{name}_{number}"
-        w = Wave()
+        w = Wave(observed)
         _piece(w, function, group, by_address, kernel, sites)
         functions.append("\n".join(w.lines))
         declared |= w.declared
@@ -85,7 +104,8 @@ def translate(
             dict(Counter(instruction_class(i.mnemonic) for i in b.instructions)) for b in blocks
         ),
         entry=by_address[kernel.entry],
-        sites=tuple(sites),
+        sites=tuple((site.offset, site.text) for site in sites),
+        effects=b"".join(s.effects.pack(s.mnemonic, s.operand_text) for s in sites),
     )
 
 
@@ -205,9 +225,42 @@ def _count(w: Wave, block: Block, site: int, check: bool) -> None:
         w.exit_if(out, layout.RUNAWAY)
 
 
+def _begin(w: Wave, inst: Instruction, kernel, sites: list[Site]) -> None:
+    """What precedes every instruction: its site, the observer, the vector memory counter."""
+    w.inst, w.site, w.effects = inst, len(sites), Effects()
+    text = inst.modifiers.get("text", "")
+    sites.append(Site(inst.address - kernel.entry, inst.text, inst.mnemonic, text, w.effects))
+    if w.observed:
+        w.runtime("observe")
+    if kind_of(inst.mnemonic) & VMEM:
+        _issue_vector_memory(w)
+    elif inst.mnemonic == "s_waitcnt":
+        _wait_vector_memory(w, wait_counts(text)[0])
+
+
+def _issue_vector_memory(w: Wave) -> None:
+    """One more in flight; the peak is kept."""
+    pointer = w.pointer("%w", layout.VM_ISSUED)
+    issued = w.op("add", w.load("i32", pointer, 4), w.const("i32", 1))
+    w.store(issued, pointer, 4)
+    done = w.load("i32", w.pointer("%w", layout.VM_DONE), 4)
+    peak = w.pointer("%w", layout.VM_PEAK)
+    most = w.intrinsic("umax", w.load("i32", peak, 4), w.op("sub", issued, done))
+    w.store(most, peak, 4)
+
+
+def _wait_vector_memory(w: Wave, left: int) -> None:
+    """s_waitcnt vmcnt(left): all but the last `left` are complete."""
+    if left < 0:
+        return
+    issued = w.load("i32", w.pointer("%w", layout.VM_ISSUED), 4)
+    complete = w.intrinsic("usub.sat", issued, w.const("i32", left))
+    pointer = w.pointer("%w", layout.VM_DONE)
+    w.store(w.intrinsic("umax", w.load("i32", pointer, 4), complete), pointer, 4)
+
+
 def _instruction(w: Wave, inst: Instruction, kernel, sites) -> None:
-    w.inst, w.site = inst, len(sites)
-    sites.append((inst.address - kernel.entry, inst.text))
+    _begin(w, inst, kernel, sites)
     emitter = OPCODES.get(inst.base)
     try:
         if inst.mnemonic == "s_getpc_b64":
@@ -242,8 +295,7 @@ def _terminate(w, block: Block, by_address, kernel, sites, goto) -> list[int]:
     if not ends_block(inst):
         _instruction(w, inst, kernel, sites)
         return _jump(w, [by_address[after]], goto)
-    w.inst, w.site = inst, len(sites)
-    sites.append((inst.address - kernel.entry, inst.text))
+    _begin(w, inst, kernel, sites)
     if name in ("s_endpgm", "s_endpgm_saved"):
         w.do(f"ret i32 {layout.ENDED}")
         return []
@@ -253,6 +305,7 @@ def _terminate(w, block: Block, by_address, kernel, sites, goto) -> list[int]:
         return []
     if name == "s_barrier":
         w.store(w.const("i32", by_address[after]), w.pointer("%w", layout.PC), 4)
+        w.store(w.const("i32", w.site), w.pointer("%w", layout.SITE), 4)
         w.do(f"ret i32 {layout.BARRIER}")
         return []
     if name == "s_branch":
@@ -296,9 +349,10 @@ def _conditional(w: Wave, inst: Instruction, by_address, kernel, goto) -> list[i
         raise _unsupported(kernel, inst.address, "this branch is not implemented", inst.text)
     register, predicate = CONDITIONS[inst.mnemonic]
     if register is None:
+        w.effects.add("condition", SCC_INDEX, 1)
         value = w.load("i32", w.pointer("%w", layout.SCC), 4)
     else:
-        value = w.sgpr(register, 64)
+        value = w.sgpr(register, 64, "condition")
     taken, after = by_address[inst.target], by_address[inst.address + inst.size]
     condition = w.icmp(predicate, value, w.const(value.ty, 0))
     w.do(f"br i1 {condition.name}, label %{goto(taken)}, label %{goto(after)}")

@@ -10,6 +10,7 @@ import struct
 from hip_engine.errors import UnsupportedInstruction
 from hip_engine.gfx942 import layout
 from hip_engine.gfx942.disassembly import Instruction, Operand
+from hip_engine.gfx942.effects import SCC_INDEX, Effects
 from hip_engine.gfx942.emit import FLOATS, Emit, V, Value, like, scalar_of, width
 
 EXEC, VCC, M0 = 126, 106, 124
@@ -25,10 +26,12 @@ NAMED_64 = {
 class Wave(Emit):
     """Emitter with the wave's registers. `inst` and `site` are those of the current instruction."""
 
-    def __init__(self):
+    def __init__(self, observed: bool = False):
         super().__init__()
+        self.observed = observed
         self.inst: Instruction | None = None
         self.site = 0
+        self.effects = Effects()
         self._exec: Value | None = None
         self._exits = 0
 
@@ -40,20 +43,24 @@ class Wave(Emit):
 
     # Scalar registers.
 
-    def sgpr(self, index: int, bits: int = 32) -> Value:
+    def sgpr(self, index: int, bits: int = 32, role: str = "sread") -> Value:
+        self.effects.add(role, index, bits // 32)
         pointer = self.pointer("%w", layout.SGPR + 4 * index)
         return self.load(f"i{bits}", pointer, 4)
 
     def set_sgpr(self, index: int, value: Value) -> None:
+        self.effects.add("swrite", index, width(value.ty) // 32)
         self.store(value, self.pointer("%w", layout.SGPR + 4 * index), 4)
         if index + width(value.ty) // 32 > EXEC:
             self._exec = None
 
     @property
     def scc(self) -> Value:
+        self.effects.add("sread", SCC_INDEX, 1)
         return self.cast("trunc", self.load("i32", self.pointer("%w", layout.SCC), 4), "i1")
 
     def set_scc(self, bit: Value) -> None:
+        self.effects.add("swrite", SCC_INDEX, 1)
         self.store(self.cast("zext", bit, "i32"), self.pointer("%w", layout.SCC), 4)
 
     def scalar(self, operand: Operand, ty: str = "i32") -> Value:
@@ -108,10 +115,20 @@ class Wave(Emit):
         return layout.VGPR + layout.ROW_BYTES * index
 
     def vgpr(self, operand: Operand, part: int = 0) -> Value:
+        self.effects.add("read", self.number(operand) + part, 1)
+        return self.old(operand, part)
+
+    def old(self, operand: Operand, part: int = 0) -> Value:
+        """A register that is about to be overwritten in part: not a use of its value."""
         return self.load(V("i32"), self.pointer("%w", self.row(operand, part)), 64)
+
+    def number(self, operand: Operand) -> int:
+        """Register number in the unified file: v0 to v255, then a0 to a255."""
+        return (self.row(operand) - layout.VGPR) // layout.ROW_BYTES
 
     def set_vgpr(self, operand: Operand, value: Value, part: int = 0, mask: Value | None = None):
         """Write one 32-bit register in the lanes of EXEC (or of `mask`)."""
+        self.effects.add("write", self.number(operand) + part, 1)
         pointer = self.pointer("%w", self.row(operand, part))
         value = self.cast("bitcast", value, V("i32"))
         old = self.load(V("i32"), pointer, 64)

@@ -1,7 +1,6 @@
 """Instructions that cross lanes or register files: readlane, writelane, accvgpr, ds_permute."""
 
-from hip_engine.gfx942 import layout
-from hip_engine.gfx942.disassembly import Instruction
+from hip_engine.gfx942.disassembly import Instruction, Operand
 from hip_engine.gfx942.emit import Value
 from hip_engine.gfx942.isa.operands import pure
 from hip_engine.gfx942.isa.table import opcode
@@ -19,6 +18,7 @@ def _readfirstlane(w: Wave, inst: Instruction) -> None:
     """The lowest active lane, or lane 0 when EXEC is 0."""
     mask = w.sgpr(EXEC, 64)
     first = w.cast("trunc", w.intrinsic("cttz", mask, w.const("i1", 0)), "i32")
+    w.effects.add("first_lane", w.number(inst.operands[1]), 1)
     pointer = _lane_pointer(w, w.row(inst.operands[1]), first)  # cttz(0) = 64 wraps to lane 0
     w.set_sgpr(inst.operands[0].index, w.load("i32", pointer, 4))
 
@@ -27,6 +27,7 @@ def _readfirstlane(w: Wave, inst: Instruction) -> None:
 def _readlane(w: Wave, inst: Instruction) -> None:
     """EXEC does not matter."""
     dst, src, lane = inst.operands
+    w.effects.add("some_lane", w.number(src), 1)
     pointer = _lane_pointer(w, w.row(src), w.scalar(lane))
     w.set_sgpr(dst.index, w.load("i32", pointer, 4))
 
@@ -35,6 +36,7 @@ def _readlane(w: Wave, inst: Instruction) -> None:
 def _writelane(w: Wave, inst: Instruction) -> None:
     """EXEC does not matter."""
     dst, value, lane = inst.operands
+    w.effects.add("lane_write", w.number(dst), 1)
     w.store(w.scalar(value), _lane_pointer(w, w.row(dst), w.scalar(lane)), 4)
 
 
@@ -42,15 +44,18 @@ for _name in ("v_accvgpr_read_b32", "v_accvgpr_write_b32", "v_accvgpr_mov_b32"):
     opcode(_name)(pure("i32 i32", lambda w, x: x))
 
 
-def row_index(w: Wave, operand) -> Value:
-    """Register number in the unified file, for the runtime."""
-    return w.const("i32", (w.row(operand) - layout.VGPR) // layout.ROW_BYTES)
+def row_index(w: Wave, operand: Operand, role: str) -> Value:
+    """Register number for the runtime, and how the instruction uses the registers of the operand:
+    read, address (a read whose value must be defined), result (written by the runtime)."""
+    w.effects.add(role, w.number(operand), operand.count)
+    return w.const("i32", w.number(operand))
 
 
 def _permute(function: str):
     def emit(w: Wave, inst: Instruction) -> None:
         dst, address, data = inst.operands
-        rows = [row_index(w, o) for o in (dst, address, data)]
+        pairs = ((dst, "write"), (address, "address"), (data, "read"))
+        rows = [row_index(w, o, role) for o, role in pairs]
         w.runtime(function, *rows, w.const("i32", inst.number("offset")))
 
     return emit

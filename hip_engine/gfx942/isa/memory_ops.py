@@ -65,16 +65,16 @@ def _address(w: Wave, inst: Instruction, vaddr: Operand, saddr: Operand | None) 
     """(row of the address, 1 if it is 64-bit, uniform base) of a global or flat access."""
     base = w.const("i64", _offset(inst))
     if saddr is not None and saddr.kind == "s":
-        base = w.op("add", w.sgpr(saddr.index, 64), base)
-        return [row_index(w, vaddr), w.const("i32", 0), base]
-    return [row_index(w, vaddr), w.const("i32", 1), base]
+        base = w.op("add", w.sgpr(saddr.index, 64, "saddress"), base)
+        return [row_index(w, vaddr, "address"), w.const("i32", 0), base]
+    return [row_index(w, vaddr, "address"), w.const("i32", 1), base]
 
 
 def _load(space: str, name: str):
     def emit(w: Wave, inst: Instruction) -> None:
         dst, vaddr, *rest = inst.operands
         address = _address(w, inst, vaddr, rest[0] if rest else None)
-        w.runtime(f"{space}_load_{name}", *address, row_index(w, dst))
+        w.runtime(f"{space}_load_{name}", *address, row_index(w, dst, "result"))
 
     return emit
 
@@ -83,7 +83,7 @@ def _store(space: str, name: str):
     def emit(w: Wave, inst: Instruction) -> None:
         vaddr, data, *rest = inst.operands
         address = _address(w, inst, vaddr, rest[0] if rest else None)
-        w.runtime(f"{space}_store_{name}", *address, row_index(w, data))
+        w.runtime(f"{space}_store_{name}", *address, row_index(w, data, "read"))
 
     return emit
 
@@ -92,11 +92,11 @@ def _atomic(space: str, number: int, dwords: int):
     def emit(w: Wave, inst: Instruction) -> None:
         operands = list(inst.operands)
         returns = inst.flag("sc0")
-        dst = row_index(w, operands.pop(0)) if returns else w.const("i32", -1)
+        dst = row_index(w, operands.pop(0), "result") if returns else w.const("i32", -1)
         vaddr, data, *rest = operands
         address = _address(w, inst, vaddr, rest[0] if rest else None)
         code = [w.const("i32", number), w.const("i32", dwords)]
-        w.runtime(f"{space}_atomic", *address, row_index(w, data), dst, *code)
+        w.runtime(f"{space}_atomic", *address, row_index(w, data, "read"), dst, *code)
 
     return emit
 
@@ -117,10 +117,10 @@ for _space in ("global", "flat"):
 
 
 def _scratch_address(w: Wave, vaddr: Operand, saddr: Operand, inst: Instruction) -> list[Value]:
-    row = row_index(w, vaddr) if vaddr.kind == "v" else w.const("i32", -1)
+    row = row_index(w, vaddr, "address") if vaddr.kind == "v" else w.const("i32", -1)
     base = w.const("i32", _offset(inst))
     if saddr.kind == "s":
-        base = w.op("add", base, w.sgpr(saddr.index))
+        base = w.op("add", base, w.sgpr(saddr.index, 32, "saddress"))
     elif saddr.kind == "int":
         base = w.op("add", base, w.const("i32", saddr.value))
     return [row, base]
@@ -130,7 +130,9 @@ def _scratch_load(name: str):
     def emit(w: Wave, inst: Instruction) -> None:
         dst, vaddr, saddr = inst.operands
         w.runtime(
-            f"scratch_load_{name}", *_scratch_address(w, vaddr, saddr, inst), row_index(w, dst)
+            f"scratch_load_{name}",
+            *_scratch_address(w, vaddr, saddr, inst),
+            row_index(w, dst, "result"),
         )
 
     return emit
@@ -140,7 +142,7 @@ def _scratch_store(name: str):
     def emit(w: Wave, inst: Instruction) -> None:
         vaddr, data, saddr = inst.operands
         address = _scratch_address(w, vaddr, saddr, inst)
-        w.runtime(f"scratch_store_{name}", *address, row_index(w, data))
+        w.runtime(f"scratch_store_{name}", *address, row_index(w, data, "read"))
 
     return emit
 
@@ -185,7 +187,9 @@ def _lds_read(name: str):
     def emit(w: Wave, inst: Instruction) -> None:
         dst, address = inst.operands
         base = w.const("i32", _offset(inst))
-        w.runtime(f"lds_load_{name}", row_index(w, address), base, row_index(w, dst))
+        w.runtime(
+            f"lds_load_{name}", row_index(w, address, "address"), base, row_index(w, dst, "result")
+        )
 
     return emit
 
@@ -194,7 +198,9 @@ def _lds_write(name: str):
     def emit(w: Wave, inst: Instruction) -> None:
         address, data = inst.operands
         base = w.const("i32", _offset(inst))
-        w.runtime(f"lds_store_{name}", row_index(w, address), base, row_index(w, data))
+        w.runtime(
+            f"lds_store_{name}", row_index(w, address, "address"), base, row_index(w, data, "read")
+        )
 
     return emit
 
@@ -221,7 +227,7 @@ def _lds_read2(dwords: int, stride: int):
         unit = 4 * dwords * stride
         bases = [w.const("i32", unit * inst.number(f"offset{i}")) for i in (0, 1)]
         name = f"lds_load2_b{32 * dwords}"
-        w.runtime(name, row_index(w, address), *bases, row_index(w, dst))
+        w.runtime(name, row_index(w, address, "address"), *bases, row_index(w, dst, "result"))
 
     return emit
 
@@ -232,7 +238,7 @@ def _lds_write2(dwords: int, stride: int):
         for i in (0, 1):
             base = w.const("i32", 4 * dwords * stride * inst.number(f"offset{i}"))
             name = f"lds_store_b{32 * dwords}"
-            w.runtime(name, row_index(w, address), base, row_index(w, data[i]))
+            w.runtime(name, row_index(w, address, "address"), base, row_index(w, data[i], "read"))
 
     return emit
 
@@ -260,8 +266,9 @@ DS_ATOMICS = {
 def _lds_atomic(number: int, dwords: int, returns: bool):
     def emit(w: Wave, inst: Instruction) -> None:
         operands = list(inst.operands)
-        dst = row_index(w, operands.pop(0)) if returns else w.const("i32", -1)
-        rows = [row_index(w, o) for o in operands]
+        dst = row_index(w, operands.pop(0), "result") if returns else w.const("i32", -1)
+        roles = ("address", "read", "read")
+        rows = [row_index(w, o, role) for o, role in zip(operands, roles, strict=False)]
         compare = rows[2] if len(rows) > 2 else w.const("i32", -1)
         code = [w.const("i32", number), w.const("i32", dwords)]
         base = w.const("i32", _offset(inst))
@@ -295,12 +302,15 @@ SCALAR_DWORDS = {"dword": 1, "dwordx2": 2, "dwordx4": 4, "dwordx8": 8, "dwordx16
 def _scalar_load(dwords: int):
     def emit(w: Wave, inst: Instruction) -> None:
         dst, base, *offset = inst.operands
-        address = w.sgpr(base.index, 64)
+        address = w.sgpr(base.index, 64, "saddress")
         if offset and offset[0].kind == "s":
-            address = w.op("add", address, w.cast("zext", w.sgpr(offset[0].index), "i64"))
+            address = w.op(
+                "add", address, w.cast("zext", w.sgpr(offset[0].index, 32, "saddress"), "i64")
+            )
         elif offset:
             address = w.op("add", address, w.const("i64", int(offset[0].value)))
         address = w.op("add", address, w.const("i64", _offset(inst)))
+        w.effects.add("sresult", dst.index, dwords)
         w.runtime("scalar_load", address, w.const("i32", dst.index), w.const("i32", dwords))
         if dst.index + dwords > 126:
             w.begin_block()

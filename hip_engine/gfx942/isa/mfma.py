@@ -28,7 +28,7 @@ def _mfma(shape: str):
         constant = 0
         row = w.const("i32", -1)
         if c.is_register:
-            row = row_index(w, c)
+            row = row_index(w, c, "whole")
         else:
             constant = constant_bits(c, "double" if shape.startswith("f64") else "float")
         if inst.flag("clamp"):
@@ -36,7 +36,8 @@ def _mfma(shape: str):
         control = inst.number("cbsz") | inst.number("abid") << 4 | _b_control(inst) << 8
         w.runtime(
             f"mfma_{shape}",
-            *(row_index(w, o) for o in (dst, a, b)),
+            row_index(w, dst, "whole_write"),
+            *(row_index(w, o, "whole") for o in (a, b)),
             row,
             w.const("i64", constant),
             w.const("i32", control),

@@ -183,7 +183,7 @@ def result(w: Wave, inst: Instruction, value: Value, sources: int) -> None:
     elif width(value.ty) == 16:
         high = inst.bits("op_sel", (0,) * (sources + 1))[sources:] == (1,)
         if high or inst.base in KEEPS_HIGH_HALF:
-            value = _merge(w, w.vgpr(dst), value, 16 if high else 0)
+            value = _merge(w, w.old(dst), value, 16 if high else 0)
     w.write(dst, value, mask)
 
 
@@ -202,7 +202,7 @@ def _sdwa_result(w: Wave, inst: Instruction, value: Value) -> Value:
     part = w.cast("trunc", word, V(f"i{bits}"))
     unused = inst.modifiers.get("dst_unused", "UNUSED_PAD")
     if unused == "UNUSED_PRESERVE":
-        return _merge(w, w.vgpr(inst.operands[0]), part, shift)
+        return _merge(w, w.old(inst.operands[0]), part, shift)
     kind = "sext" if unused == "UNUSED_SEXT" else "zext"
     wide = w.cast(kind, part, V("i32"))
     return w.op("shl", wide, w.const(wide.ty, shift))

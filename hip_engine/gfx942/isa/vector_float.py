@@ -504,7 +504,7 @@ def _fma_mix_half(shift: int):
         value = fma(w, *(_mix_source(w, inst, i) for i in range(3)))
         half = scaled(w, inst, w.cast("fptrunc", value, V("half")))
         bits = w.cast("zext", w.cast("bitcast", half, V("i16")), V("i32"))
-        old = w.vgpr(inst.operands[0])
+        old = w.old(inst.operands[0])
         kept = w.op("and", old, w.const(old.ty, 0xFFFF << (16 - shift)))
         bits = w.op("or", kept, w.op("shl", bits, w.const(bits.ty, shift)))
         w.set_vgpr(inst.operands[0], bits)
