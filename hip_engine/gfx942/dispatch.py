@@ -177,6 +177,7 @@ def _launch_struct(
     if d.kernarg_bytes > KERNARG_BYTES:
         raise LaunchError(f"{kernel.symbol}: {d.kernarg_bytes} bytes of arguments")
     items = block[0] * block[1] * block[2]
+    scratch = max(d.scratch_bytes, DYNAMIC_STACK_BYTES * d.uses_dynamic_stack)
     return LaunchStruct(
         pieces=ctypes.addressof(kernel.compiled.pieces),
         memory=ctypes.pointer(memory.table),
@@ -198,7 +199,7 @@ def _launch_struct(
         waves=-(-items // layout.LANES),
         entry=kernel.compiled.entry,
         lds_bytes=lds,
-        scratch_stride=-(-d.scratch_bytes // 16) * 16,
+        scratch_stride=-(-scratch // 16) * 16,
         budget=budget,
         checks=checks,
         effects=kernel.compiled.effects.ctypes.data,
@@ -209,6 +210,7 @@ class Prepared:
     """What two launches of a kernel with the same geometry share."""
 
     def __init__(self, kernel: EmulatedKernel, struct_: LaunchStruct, packet: bytes, threads: int):
+        self.kernel = kernel  # kept alive: it is known by its id
         self.struct = struct_
         self.kernel = kernel  # kept alive: the key of this entry is its id
         self.packet = np.frombuffer(packet, np.uint8)
