@@ -242,7 +242,9 @@ def main() -> None:
 
     save(model, args.out)
     with open(args.out / "loss_curve.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["step", "train_nats", "val_nats", "seconds"], *rows])
+        csv.writer(file, lineterminator="\n").writerows(
+            [["step", "train_nats", "val_nats", "seconds"], *rows]
+        )
     summary = {k: v for k, v in vars(args).items() if k not in ("data", "out")}
     summary |= {"parameters": sum(p.numel() for p in model.parameters()), "val_nats": rows[-1][2]}
     summary |= {"tokens": args.steps * args.batch * args.length, "seconds": rows[-1][3]}

@@ -23,7 +23,7 @@ PROMPTS = {
     "python": "def read_text(path):\n    ",
     "manual": "LS(1)                  User Commands                 LS(1)\n\nNAME\n",
 }
-BOS, EOT, CONTEXT = 4091, 4095, 2048
+BOS, START_HEADER, EOT, CONTEXT = 4091, 4093, 4095, 2048
 GENERATED = 48
 
 
@@ -106,16 +106,20 @@ def loss(model: Path, tokens: Path) -> None:
     import torch
 
     engine = load(model)
-    stream = torch.from_numpy(np.load(tokens).astype(np.int64))
-    total, count = 0.0, 0
+    ids = np.load(tokens).astype(np.int64)
+    opens_chat = ids[np.flatnonzero(ids == BOS) + 1] == START_HEADER
+    in_chat = opens_chat[np.maximum(np.cumsum(ids == BOS) - 1, 0)]
+    nats = np.full(len(ids), np.nan)
     with torch.no_grad():
-        for start in range(0, len(stream) - CONTEXT - 1, CONTEXT):
-            window = stream[start : start + CONTEXT + 1]
-            target = window[1:].masked_fill(window[1:] == BOS, -100)
+        for start in range(0, len(ids) - CONTEXT - 1, CONTEXT):
+            window = torch.from_numpy(ids[start : start + CONTEXT + 1])
             logits = engine(window[None, :-1]).logits[0]
-            total += torch.nn.functional.cross_entropy(logits, target, reduction="sum").item()
-            count += int((target != -100).sum())
-    print(json.dumps({"model": model.name, "nats": total / count, "tokens": count}))
+            each = torch.nn.functional.cross_entropy(logits, window[1:], reduction="none")
+            nats[start + 1 : start + CONTEXT + 1] = each.numpy()
+    nats[ids == BOS] = np.nan
+    print(json.dumps({"model": model.name, "tokens": int(np.isfinite(nats).sum())}))
+    for kind, chosen in (("all", slice(None)), ("chats", in_chat), ("documents", ~in_chat)):
+        print(json.dumps({kind: float(np.nanmean(nats[chosen]))}))
 
 
 def main() -> None:
