@@ -1,6 +1,7 @@
-"""What an alignment leaves behind: the report on the terminal, JSONL records and the summary."""
+"""What an alignment leaves behind: the report on the terminal, records, maps and the page."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -10,6 +11,7 @@ from experiments.align.verdict import Judgement
 from experiments.alignment import Alignment, PromptResult
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS
 from experiments.progress import Clock
+from experiments.report import alignment_page, html, maps, run_file
 from experiments.under_test import kv_slots
 
 VERDICTS = {
@@ -22,12 +24,16 @@ VERDICTS = {
 
 def publish(name: str, alignment: Alignment, clock: Clock) -> int:
     """Prints the report, writes the files, and returns the exit code."""
+    out_path = alignment.config.out_path
     with clock.stage("records"):
-        paths = [
-            _write_records(name, prompt, result, alignment)
+        prompts = [
+            _write_prompt(name, prompt, result, alignment)
             for prompt, result in alignment.results.items()
         ]
-    summary = alignment.config.out_path / f"{name}_matrix_summary.txt"
+        run = run_file.write(out_path, _run_record(name, alignment, prompts, clock))
+        html_path = html.write(out_path / f"{name}.html", alignment_page.page(run))
+    paths = [out_path / written["records"] for written in prompts] + [run.path, html_path]
+    summary = out_path / f"{name}_matrix_summary.txt"
     paths.append(summary)
     tables = [*_tables(alignment), report.table_time(clock.seconds, clock.total)]
     last_lines = "\n".join(verdict_lines(name, alignment, paths))
@@ -54,18 +60,43 @@ def _tables(alignment: Alignment) -> Iterator[RenderableType]:
 
 def verdict_lines(name: str, alignment: Alignment, written: list[Path]) -> list[str]:
     """The last lines: what, where, what was clean, what was not looked at, and how to repeat it."""
-    lines = [_coverage(alignment)]
-    for prompt, result in alignment.results.items():
-        lines.append(f"{prompt}: {_tokens(result)}")
-        if found := divergence.first_divergence(result.judgements):
-            lines.append(f"{prompt}: {found.sentence()}")
-    lines += [text for _, text in alignment.reasons()]
+    lines = _findings(alignment)
     lines.append(f"written: {', '.join(map(str, written))}")
     lines.append(f"again: {command(name, alignment)}")
     code = alignment.exit_code
     scope = f"{len(alignment.layers)} of {alignment.dims['L']} layers judged"
     lines.append(f"{name}: {VERDICTS[code]} (exit {code}), {scope}")
     return lines
+
+
+def _findings(alignment: Alignment) -> list[str]:
+    """What was judged, what each prompt showed, and every reason not to pass."""
+    lines = [_coverage(alignment)]
+    for prompt, result in alignment.results.items():
+        lines.append(f"{prompt}: {_tokens(result)}")
+        if found := divergence.first_divergence(result.judgements):
+            lines.append(f"{prompt}: {found.sentence()}")
+    return lines + [text for _, text in alignment.reasons()]
+
+
+def _run_record(name: str, alignment: Alignment, prompts: list[dict], clock: Clock) -> dict:
+    """The record of report.run_file: what a page or a nightly run needs of this one."""
+    code = alignment.exit_code
+    scope = f"{len(alignment.layers)} of {alignment.dims['L']} layers were judged."
+    results = alignment.results.items()
+    return {
+        "experiment": name,
+        "exit_code": code,
+        "verdict": VERDICTS[code],
+        "command": command(name, alignment),
+        "lines": [scope, *_findings(alignment)],
+        "prompts": prompts,
+        "routes": [asdict(route) for route in alignment.routes],
+        "expected": {prompt: list(result.reference.expected) for prompt, result in results},
+        "seconds": clock.seconds,
+        "seconds_total": clock.total,
+        "facts": alignment.facts,
+    }
 
 
 def _coverage(alignment: Alignment) -> str:
@@ -104,8 +135,10 @@ def command(name: str, alignment: Alignment) -> str:
     return " ".join([f"python -m experiments.{name}", *flags])
 
 
-def _write_records(name: str, prompt: str, result: PromptResult, alignment: Alignment) -> Path:
-    path = alignment.config.out_path / f"{name}_{Path(prompt).stem}_run_attn_verify.jsonl"
+def _write_prompt(name: str, prompt: str, result: PromptResult, alignment: Alignment) -> dict:
+    """Writes the records and maps of one prompt; returns their names for the run's record."""
+    stem = f"{name}_{Path(prompt).stem}"
+    path = alignment.config.out_path / f"{stem}_run_attn_verify.jsonl"
     shared = {"prompt_id": prompt, "prompt_sha256": result.reference.trace.run.prompt_sha256}
     shared |= {k: alignment.facts[k] for k in ("model_sha256", "commit", "code_object_sha256")}
     with records.JsonLines(path) as lines:
@@ -114,7 +147,10 @@ def _write_records(name: str, prompt: str, result: PromptResult, alignment: Alig
         for record in _records(result, alignment, shared | {"config": config}):
             lines.append(record)
         lines.append({"event": "summary", **shared, **_summary(result, alignment)})
-    return path
+    last_step = result.run.watched[-1].layers if result.run.watched else ()
+    drawn = maps.of(result.verdicts, last_step)
+    drawn_path = maps.save(alignment.config.out_path / f"{stem}_maps.npz", drawn)
+    return {"prompt": prompt, "records": path.name, "maps": drawn_path.name}
 
 
 def _records(result: PromptResult, alignment: Alignment, shared: dict) -> Iterator[dict]:

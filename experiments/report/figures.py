@@ -7,14 +7,14 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 # name -> (light, dark). The first seven are bands of error over floor, from nothing to far above.
 PALETTE = {
-    "band-0": ("#eef3f8", "#17222d"),
-    "band-1": ("#d3e3f1", "#1d3347"),
-    "band-2": ("#a5c8e4", "#27506f"),
-    "band-3": ("#5f9fce", "#3b7fb0"),
+    "band-0": ("#eef3f8", "#1b2a38"),
+    "band-1": ("#d3e3f1", "#23405a"),
+    "band-2": ("#a5c8e4", "#2f6288"),
+    "band-3": ("#5f9fce", "#4a93c7"),
     "band-4": ("#f3b16b", "#c98236"),
     "band-5": ("#dd6b3f", "#d9603a"),
     "band-6": ("#9e1f2e", "#ff5a5f"),
-    "absent": ("#e6e6e3", "#2b2c2e"),
+    "absent": ("#e4e3df", "#3a3936"),
     "ink": ("#1c1f23", "#e8e6e1"),
     "soft": ("#5d646c", "#a3a8ad"),
     "rule": ("#dcdfe2", "#33373b"),
@@ -59,7 +59,8 @@ def config() -> dict:
 
 
 def _figure(**body) -> dict:
-    return {"$schema": SCHEMA, "config": config(), "width": "container", **body}
+    fit = {"type": "fit-x", "contains": "padding"}
+    return {"$schema": SCHEMA, "config": config(), "width": "container", "autosize": fit, **body}
 
 
 def _bands(title: str) -> dict:
@@ -69,10 +70,11 @@ def _bands(title: str) -> dict:
     return {"scale": {"domain": domain, "range": ranges}, "legend": legend, "type": "nominal"}
 
 
-def _axis(field: str, order: Sequence, title: str, angle: int = 0) -> dict:
-    step = max(1, -(-len(order) // 48))
+def _axis(field: str, order: Sequence, title: str, angle: int = 0, most: int = 48) -> dict:
+    step = max(1, -(-len(order) // most))
     shown = list(order)[::step]
-    axis = {"title": title, "labelAngle": angle, "ticks": False, "domain": False, "values": shown}
+    axis = {"title": title, "labelAngle": angle, "ticks": False, "domain": False}
+    axis |= {"values": shown, "labelPadding": 6, "labelLimit": 260}
     return {"field": field, "type": "ordinal", "sort": list(order), "axis": axis}
 
 
@@ -106,7 +108,7 @@ def heat_map(
     if parts:
         part["bind"] = {"input": "radio", "options": ["local", "propagated"], "name": "error: "}
     return _figure(
-        height={"step": tall},
+        height=tall * max(1, len(y_order)),
         data={"values": cells},
         params=[part, {"name": "cursor_x", "value": None}, {"name": "cursor_y", "value": None}],
         transform=[{"calculate": chosen, "as": "band"}],
@@ -128,6 +130,9 @@ def heat_map(
     )
 
 
+_POWERS = {"labelExpr": "datum.value == 0 ? '0' : format(datum.value, '.2~g')", "tickCount": 6}
+
+
 def _tip(field: str) -> dict:
     numeric = field in ("local", "propagated", "total", "floor", "error", "grew")
     kind = {"type": "quantitative", "format": ".3g"} if numeric else {"type": "nominal"}
@@ -146,12 +151,12 @@ def waterfall(steps: Sequence[Mapping], unit: str) -> dict:
     tooltip = [_tip("step"), {"field": "to", "title": unit, "format": ".3g"}]
     tooltip += [{"field": n, "format": ".3g"} for n in ("added", "local", "propagated", "floor")]
     return _figure(
-        height={"step": 15},
+        height=15 * len(order),
         data={"values": list(steps)},
         mark={"type": "bar", "cornerRadius": 1},
         encoding={
-            "y": _axis("step", order, ""),
-            "x": {"field": "from", "type": "quantitative", "title": unit, "axis": {"format": "~e"}},
+            "y": _axis("step", order, "", most=len(order)),
+            "x": {"field": "from", "type": "quantitative", "title": unit, "axis": _POWERS},
             "x2": {"field": "to"},
             "color": {"field": "kind", "type": "nominal", "scale": scale, "legend": {"title": ""}},
             "tooltip": tooltip,
@@ -175,7 +180,7 @@ def lines(
     scale = {"domain": list(series), "range": [colour(name) for name in series.values()]}
     shade = {"field": "series", "type": "nominal", "scale": scale, "legend": {"title": ""}}
     y = {"type": "quantitative", "scale": {"type": "log"}, "title": titles[1]}
-    y["axis"] = {"format": "~e", "tickCount": 6}
+    y["axis"] = _POWERS
     angle = -50 if any(len(str(name)) > 4 for name in order) else 0
     tooltip = [_tip("series"), _tip(field), _tip("error")]
     tooltip += [{"field": "note", "type": "nominal"}] if any("note" in v for v in drawn) else []
@@ -215,7 +220,7 @@ def grid(
     words = {"mark": {"type": "text", "color": colour("ink"), "fontSize": 11}}
     words["encoding"] = {"text": {"field": "text"}}
     return _figure(
-        height={"step": 30 if labelled else 15},
+        height=(30 if labelled else 15) * len(y_order),
         data={"values": list(values)},
         encoding={
             "x": _axis(x_field, x_order, titles[0]),

@@ -66,5 +66,7 @@ def find(folder: Path) -> list[RunFile]:
     """The runs whose records lie in `folder`, the newest last."""
     paths = sorted(folder.glob("*_run.json"), key=lambda path: path.stat().st_mtime_ns)
     if not paths:
-        raise RecordError(f"{folder} holds no *_run.json: run an experiment with --out_dir={folder}")
+        raise RecordError(
+            f"{folder} holds no *_run.json: run an experiment with --out_dir={folder}"
+        )
     return [read(path) for path in paths]

@@ -1,0 +1,12 @@
+"""Which page a run gets: its experiment's own, or one made of whatever its run file holds."""
+
+from experiments.report import alignment_page
+from experiments.report.page import Page
+from experiments.report.run_file import RunFile
+
+PAGES = {}
+"""Experiment -> its page; an alignment's serves every other."""
+
+
+def page(run: RunFile) -> Page:
+    return PAGES.get(run.experiment, alignment_page.page)(run)
