@@ -1,5 +1,6 @@
 """The oracle's side of an alignment: tokens, reference trace, self-check and arithmetic."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -194,22 +195,18 @@ class OracleArithmetic:
         def evaluate(site, layer, inputs):
             return bound(self.fp64, site, layer, inputs, declared)
 
-        rows = self._evaluate(evaluate, layer, site, inputs)
         if site in KV_SITES:
             # Slots of earlier tokens are to be kept, bit for bit.
-            for row_SKH in rows:
-                row_SKH[:-1] = 0.0
-        return rows
+            new_TKH = evaluate(site, layer, _without_slabs(inputs))
+            return GrowingSlabs(new_TKH, lambda t: np.zeros((t, *new_TKH.shape[1:])))
+        return self._evaluate(evaluate, layer, site, inputs)
 
     def _evaluate(self, function, layer: int, site: str, inputs: dict) -> compare.Rows:
         """`function(site, layer, inputs)` for all tokens, at once where their inputs allow it."""
         if site in KV_SITES:
-            new_TKH = function(site, layer, {k: v for k, v in inputs.items() if k != "slabs"})
-            earlier = [new_TKH[:0], *inputs["slabs"][:-1]]
-            return [
-                np.concatenate([slab_SKH.astype(np.float64), new_TKH[t : t + 1]])
-                for t, slab_SKH in enumerate(earlier)
-            ]
+            new_TKH = function(site, layer, _without_slabs(inputs))
+            slabs = inputs["slabs"]
+            return GrowingSlabs(new_TKH, lambda t: slabs[t - 1] if t else new_TKH[:0])
         if site not in ATTENTION_SITES:
             return function(site, layer, inputs)
         slabs = [name for name in KV_SITES if name in inputs]
@@ -223,9 +220,35 @@ class OracleArithmetic:
         return rows
 
 
+class GrowingSlabs(Sequence):
+    """Token t's slab: `earlier(t)`, its first t slots, and then the row it appended.
+
+    Made when asked for: all of them together grow with the square of the tokens.
+    """
+
+    def __init__(self, new_TKH: np.ndarray, earlier: Callable[[int], np.ndarray]):
+        self._new_TKH, self._earlier = new_TKH, earlier
+
+    def __len__(self) -> int:
+        return len(self._new_TKH)
+
+    def __getitem__(self, token: int) -> np.ndarray:
+        if not 0 <= token < len(self):
+            raise IndexError(token)
+        earlier = self._earlier(token).astype(np.float64)
+        return np.concatenate([earlier, self._new_TKH[token : token + 1]])
+
+
+def _without_slabs(inputs: dict) -> dict:
+    return {name: value for name, value in inputs.items() if name != "slabs"}
+
+
 def _append_only(slabs: compare.Rows) -> bool:
     """Whether no step changed a slot of an earlier one: then one slab serves all tokens."""
     last_SKH = slabs[-1]
     return all(
-        np.array_equal(slab_SKH, last_SKH[: len(slab_SKH)], equal_nan=True) for slab_SKH in slabs
+        slab_SKH.base is not None
+        and slab_SKH.base is last_SKH.base
+        or np.array_equal(slab_SKH, last_SKH[: len(slab_SKH)], equal_nan=True)
+        for slab_SKH in slabs
     )

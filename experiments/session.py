@@ -14,7 +14,6 @@ from experiments.reference import (
     OracleArithmetic,
     Reference,
     make_reference,
-    needed_layers,
     tokenise,
 )
 from greta_jax.model import Oracle
@@ -105,10 +104,9 @@ def _align(
     clock: Clock,
 ) -> PromptResult:
     config, prompt = alignment.config, reference.prompt
-    captured = needed_layers(alignment.layers, oracle.config.layers)
     with clock.counted("engine steps", prompt) as progress:
         got = under_test.run_forced(
-            engine, device, reference, captured, config.kv_invariants, progress
+            engine, device, reference, alignment.layers, config.kv_invariants, progress
         )
     if not config.decode_ref:
         return PromptResult(reference, got, [], "")

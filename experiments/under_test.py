@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.align import sites, trace
+from experiments.align import compare, sites, trace
 from experiments.align.invariants import Access, LayerInvariants, Slots, check_step
-from experiments.reference import Reference
+from experiments.reference import Reference, needed_layers
 from hip_engine import routes
 from hip_engine.device import Device
 from hip_engine.engine import Engine
@@ -63,10 +63,14 @@ def run_forced(
     watch: bool,
     progress: Callable[[int, int], None],
 ) -> EngineRun:
-    """Feeds the oracle's tokens one by one, with every site of `layers` read back."""
-    taps = Taps.of(engine.sites, layers)
+    """Feeds the oracle's tokens one by one, with every site of `layers` read back.
+
+    Of the other layers that these depend on, only the output is kept.
+    """
+    taps = Taps.of(engine.sites, needed_layers(layers, engine.config.L))
     slots = kv_slots(engine.kv_geometry()) if watch else []
-    taken, top1, watched = [], [], []
+    taken = Taken(layers)
+    top1, watched = [], []
     engine.reset()
     for position, token_id in enumerate(reference.token_ids):
         if watch and position >= reference.prompt_tokens:
@@ -78,20 +82,49 @@ def run_forced(
             watched.append(WatchedStep(*check_step(slots, accesses, position)))
         else:
             step = engine.step(token_id, taps)
-        taken.append(step.taps)
+        taken.add(step.taps)
         top1.append(step.top1)
         progress(position + 1, len(reference.token_ids))
     attestation = engine.attest()
     run = trace.Run(engine.model_sha256, reference.trace.run.prompt_sha256, reference.token_ids)
-    rows = {place: _rows(place[1], [step[place] for step in taken]) for place in taken[0]}
     free = _free_tokens(engine, reference, top1)
-    return EngineRun(trace.Trace(run, rows), tuple(top1), watched, free, attestation)
+    return EngineRun(trace.Trace(run, taken.rows()), tuple(top1), watched, free, attestation)
 
 
-def _rows(site: str, per_step: list[np.ndarray]):
-    if sites.SHAPES[site].startswith("S"):
-        return per_step
-    return np.concatenate(per_step)
+class Taken:
+    """Collects the taps of every step. Slabs that only grew share the memory of the last one."""
+
+    def __init__(self, layers: tuple[int, ...]):
+        self._layers = {*layers, sites.NO_LAYER}
+        self._rows: dict[tuple[int, str], list[np.ndarray]] = {}
+        self._segments: dict[tuple[int, str], list[np.ndarray]] = {}
+
+    def add(self, taps: dict[tuple[int, str], np.ndarray]) -> None:
+        for (layer, site), value in taps.items():
+            if sites.SHAPES[site].startswith("S") and layer in self._layers:
+                self._add_slab(self._segments.setdefault((layer, site), []), value)
+            elif layer in self._layers or site == "resid.out":
+                self._rows.setdefault((layer, site), []).append(value)
+
+    @staticmethod
+    def _add_slab(segments: list[np.ndarray], slab_SKH: np.ndarray) -> None:
+        """Replaces the newest slab if this one only added to it; else begins another segment."""
+        before = segments[-1] if segments else slab_SKH[:0]
+        kept = slab_SKH[: len(before)]
+        if segments and np.array_equal(kept, before, equal_nan=True):
+            segments[-1] = slab_SKH
+        else:
+            segments.append(slab_SKH)
+
+    def rows(self) -> dict[tuple[int, str], compare.Rows]:
+        """One array a token for slabs, and one array with T first for every other place."""
+        found = {place: np.concatenate(rows) for place, rows in self._rows.items()}
+        for place, segments in self._segments.items():
+            rows: list[np.ndarray] = []
+            for slab_SKH in segments:
+                rows += [slab_SKH[:slots] for slots in range(len(rows) + 1, len(slab_SKH) + 1)]
+            found[place] = rows
+        return found
 
 
 def _free_tokens(engine: Engine, reference: Reference, top1: list[int]) -> tuple[int, ...]:

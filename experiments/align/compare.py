@@ -40,7 +40,10 @@ class Declared:
 
 @dataclass(frozen=True)
 class SiteVerdict:
-    """All tokens of one site of one layer. `ratios` are |local| over floor, elementwise."""
+    """All tokens of one site of one layer.
+
+    `ratios` are |local| over floor, elementwise; of the cache, only new slots if the others kept.
+    """
 
     layer: int
     site: str
@@ -130,9 +133,15 @@ def judge_site(
             inputs_finite=_finite(read_got, position),
         )
         judgements.append(verdict.judge(case))
-        ratios.append(verdict.local_ratio(case))
+        ratios.append(_of_new_slots(site, verdict.local_ratio(case)))
     found = SiteVerdict(layer, site, tuple(judgements), tuple(ratios))
     return _unless_vacuous(found, ref, got)
+
+
+def _of_new_slots(site: str, ratio: np.ndarray) -> np.ndarray:
+    """Without the slots of earlier tokens, where a step kept them all: no need to say so again."""
+    grows = sites.SHAPES[site].startswith("S")
+    return ratio[-1:] if grows and not ratio[:-1].any() else ratio
 
 
 def _unless_vacuous(found: SiteVerdict, ref: trace.Trace, got: trace.Trace) -> SiteVerdict:
