@@ -1,0 +1,106 @@
+"""The oracle's side: it judges an honest engine clean, and its own failures are complaints."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments import reference
+from experiments.align import compare, sites, trace
+from experiments.align.verdict import CLEAN, Status
+from experiments.flags import UsageError
+from greta_jax.model import Oracle
+from greta_jax.precision import Policy
+from greta_jax.taps import Taps
+
+LAYERS = (0, 2)
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_path):
+    return Oracle.open(tiny_path, Policy.fp64())
+
+
+@pytest.fixture(scope="module")
+def ref(oracle):
+    return reference.make_reference(oracle, "p0_short", 6, LAYERS)
+
+
+def as_engine(oracle, ref, policy):
+    """The oracle under another policy, in the place of an engine."""
+    layers = reference.needed_layers(LAYERS, oracle.config.layers)
+    taps = Taps(sites.SITES, layers)
+    step = oracle.with_policy(policy).prefill(list(ref.token_ids), taps=taps)
+    rows = {place: reference._rows(place[1], value) for place, value in step.taps.items()}
+    return trace.Trace(ref.trace.run, rows)
+
+
+def judge(oracle, ref, got, dtype="float32"):
+    dims = oracle.config.dimensions
+    precision = {site: {"store": dtype, "accumulate": dtype} for site in sites.SITES}
+    declared = compare.Declared(dims, dict.fromkeys(sites.SITES, dtype))
+    arithmetic = reference.OracleArithmetic(oracle, dims, precision).as_arithmetic()
+    found = compare.judge_all(ref.trace, got, arithmetic, declared, LAYERS, sites.SITES)
+    return {(v.layer, v.site): v for v in found}
+
+
+def test_the_oracle_in_fp32_passes_as_an_engine_at_every_site(oracle, ref):
+    verdicts = judge(oracle, ref, as_engine(oracle, ref, Policy.fp32()))
+    assert len(verdicts) == 2 * 19 + 3
+    assert {v.status for v in verdicts.values()} <= CLEAN
+    assert all(j.closure_ratio <= 1 for v in verdicts.values() for j in v.judgements)
+
+
+def test_the_oracle_in_fp64_under_the_name_of_fp32_is_not_believed(oracle, ref):
+    verdicts = judge(oracle, ref, as_engine(oracle, ref, Policy.fp64()))
+    assert verdicts[2, "attn.out"].status is Status.DTYPE
+
+
+def test_an_overwritten_slot_is_blamed_on_the_step_that_overwrote_it(oracle, ref):
+    got = as_engine(oracle, ref, Policy.fp32())
+    rows = dict(got.rows_by_place)
+    slabs = [slab_SKH.copy() for slab_SKH in rows[2, "kv.v"]]
+    for slab_SKH in slabs[5:]:
+        slab_SKH[1] *= 2
+    rows[2, "kv.v"] = slabs
+    verdicts = judge(oracle, ref, replace(got, rows_by_place=rows))
+    statuses = [j.status for j in verdicts[2, "kv.v"].judgements]
+    assert statuses[:5] == [Status.EXACT] * 5 and statuses[5] is Status.STRUCTURAL
+    assert statuses[6:] == [Status.EXACT] * (len(statuses) - 6)
+    before = verdicts[2, "attn.out"].judgements[:5]
+    assert {j.status for j in before} <= CLEAN
+
+
+def test_prompts_get_the_models_first_token_once(oracle, tmp_path):
+    ids = reference.tokenise(oracle, "p0_short", 1)
+    own = tmp_path / "own.txt"
+    own.write_text("<|begin_of_text|>Hi")
+    if oracle.tokenizer.add_bos:
+        assert ids == reference.tokenise(oracle, str(own), 1)
+    assert ids.count(oracle.tokenizer.bos_id) == int(oracle.tokenizer.add_bos)
+
+
+def test_a_prompt_that_cannot_fit_is_refused_by_name(oracle, tmp_path):
+    with pytest.raises(UsageError, match="prompt p0_short has .* context is 128"):
+        reference.tokenise(oracle, "p0_short", 128)
+
+
+def test_the_reference_has_no_complaints(ref):
+    assert ref.complaints == ()
+
+
+def test_attention_weights_that_miss_a_window_are_a_complaint(oracle, ref):
+    """GRETA's R8: the reference summed only the newest keys."""
+    probs = [row_NS.copy() for row_NS in ref.trace.rows(0, "attn.probs")]
+    probs[-1][:, 0] = 0
+    complaints = reference._weights_sum_to_one(oracle, {(0, "attn.probs"): probs})
+    assert len(complaints) == 1 and f"position {len(probs) - 1} sum to 1 only" in complaints[0]
+
+
+def test_a_decode_that_is_not_its_prefill_is_a_complaint(oracle, ref):
+    stepwise_TV = ref.logits_TV[-3:].copy()
+    tokens = list(ref.token_ids)
+    assert reference._prefill_equals_decode(oracle, ref.logits_TV, stepwise_TV, tokens) == []
+    shifted_TV = np.roll(stepwise_TV, 1, axis=0)
+    (complaint,) = reference._prefill_equals_decode(oracle, ref.logits_TV, shifted_TV, tokens)
+    assert "prefill and decode logits differ" in complaint
