@@ -39,6 +39,7 @@ $(RUN): pyproject.toml .ci/setup
 	@touch $@
 
 $(TEST): $(RUN)
+	@.ci/setup browser
 	@PYTHON="$(PYTHON)" .ci/setup venv "$(VENV)" ".[test]"
 	@touch $@
 

@@ -29,7 +29,7 @@ def page(run: RunFile) -> Page:
     sections = list(_divergences(run, events))
     for prompt, found in loaded.items():
         repeat = for_prompt(run.command, prompt)
-        sections += error_sections.sections(prompt, found, repeat, many=len(loaded) > 1)
+        sections += error_sections.sections(prompt, found, repeat, prompts=len(loaded))
     sections += evidence_sections.sections(run, loaded, events)
     details = {prompt: payload(found, len(loaded)) for prompt, found in loaded.items()}
     return Page(

@@ -11,7 +11,7 @@ from experiments.report.maps import Maps, group_kind
 STEPS_PER_DECADE = 16
 LOWEST_DECADE = -10
 NOTHING, LARGEST = 0, 255
-LIMIT_BYTES = 1_800_000
+LIMIT_BYTES = 1_200_000
 """Of packed detail in one page, before base64."""
 
 
@@ -34,6 +34,11 @@ def bins(tokens: int, most: int) -> list[range]:
     """At most `most` runs of neighbouring positions of equal length, but for the last."""
     width = max(1, -(-tokens // max(1, most)))
     return [range(start, min(start + width, tokens)) for start in range(0, tokens, width)]
+
+
+def columns(most: int, prompts: int) -> int:
+    """Columns of one of `prompts` maps, so that all of them stay small together."""
+    return max(6, min(most, 2 * most // prompts))
 
 
 def label(positions: range) -> str:

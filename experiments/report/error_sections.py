@@ -1,31 +1,36 @@
 """Where the errors of one prompt are: maps, the budget along the dataflow, the waterfall."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from experiments.align import sites
 from experiments.report import figures
-from experiments.report.detail import binned_max, bins, label, layer_name
+from experiments.report.detail import binned_max, bins, columns, label, layer_name
 from experiments.report.maps import STATUSES, Maps
 from experiments.report.page import Figure, Section, Table, number
 
 COLUMNS = 48
 """Positions drawn side by side; more are put together, the largest error showing."""
-OUTSIDE = layer_name(sites.NO_LAYER)
+VERY_LARGE = 3.4e38
 FUSED = STATUSES.index("fused")
 
 
-def sections(prompt: str, maps: Maps, command: str, many: bool) -> list[Section]:
-    """All sections of one prompt; `many` puts its name into their titles."""
-    suffix = f", {prompt}" if many else ""
-    made = (_layer_by_site, _layer_by_token, _waterfall, _along_the_dataflow)
-    return [section for make in made for section in make(prompt, suffix, maps, command)]
+def sections(prompt: str, maps: Maps, command: str, prompts: int) -> list[Section]:
+    """All sections of one of `prompts` prompts; if there are more, its name is in their titles."""
+    suffix = f", {prompt}" if prompts > 1 else ""
+    runs = bins(maps.statuses_PT.shape[1], columns(COLUMNS, prompts))
+    return [
+        *_layer_by_site(prompt, suffix, maps, command),
+        *_layer_by_token(prompt, suffix, maps, command, runs),
+        *_waterfall(prompt, suffix, maps, command),
+        *_along_the_dataflow(prompt, suffix, maps, command),
+    ]
 
 
 def _finite(value: float) -> float | None:
     """JSON has neither NaN nor infinity: what was not measured is None, the infinite very large."""
-    return None if np.isnan(value) else float(np.float32(min(value, np.finfo(np.float32).max)))
+    return None if np.isnan(value) else float(f"{min(value, VERY_LARGE):.4g}")
 
 
 def _orders(maps: Maps) -> tuple[list[str], list[str]]:
@@ -101,9 +106,10 @@ def _worst_sentence(maps: Maps) -> str:
     return f"The largest local error is {times} of its floor: {where}, position {t}."
 
 
-def _layer_by_token(prompt: str, suffix: str, maps: Maps, command: str) -> Iterator[Section]:
+def _layer_by_token(
+    prompt: str, suffix: str, maps: Maps, command: str, runs: Sequence[range]
+) -> Iterator[Section]:
     tokens = maps.statuses_PT.shape[1]
-    runs = bins(tokens, COLUMNS)
     local_PB = binned_max(maps.numbers["local_over_floor"], runs)
     inherited_PB = binned_max(maps.propagated_over_floor, runs)
     _, layer_order = _orders(maps)

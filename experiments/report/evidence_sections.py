@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.align.invariants import TOUCHED
 from experiments.report import figures
-from experiments.report.detail import bins, label
+from experiments.report.detail import bins, columns, label
 from experiments.report.maps import Maps
 from experiments.report.page import Figure, Section, Table
 from experiments.report.run_file import RunFile
@@ -32,7 +32,7 @@ def sections(
     """Cache, routes, attestation and time, each only if the run recorded it."""
     found = []
     for prompt, maps in maps_by_prompt.items():
-        found += _cache(prompt, maps, run, events, many=len(maps_by_prompt) > 1)
+        found += _cache(prompt, maps, run, events, prompts=len(maps_by_prompt))
     return [*found, *_routes(run), *_attestation(run, events), *_time(run)]
 
 
@@ -50,20 +50,18 @@ def _slot_state(bits_K: np.ndarray, slot: int, position: int) -> str:
     return "written" if slot == position and (bits_K & ANY_WRITE).any() else "read"
 
 
-def _cache(prompt: str, maps: Maps, run: RunFile, events: dict, many: bool) -> Iterator[Section]:
+def _cache(prompt: str, maps: Maps, run: RunFile, events: dict, prompts: int) -> Iterator[Section]:
     layers, _, positions = maps.kv_LKS.shape
     if not layers:
         return
     shown = min(positions, maps.kv_position + 1 + 4)
-    runs = bins(shown, SLOT_COLUMNS)
+    runs = bins(shown, columns(SLOT_COLUMNS, prompts))
     values = []
     for layer in range(layers):
         states = [_slot_state(maps.kv_LKS[layer, :, s], s, maps.kv_position) for s in range(shown)]
         for slots in runs:
             state = max((states[s] for s in slots), key=SEVERITY.index)
-            note = f"{len(slots)} slots" if len(slots) > 1 else "all kv heads, K and V"
-            cell = {"slot": label(slots), "layer": str(layer), "state": state, "note": note}
-            values.append({**cell, "text": ""})
+            values.append({"slot": label(slots), "layer": str(layer), "state": state})
     bad = [v for v in values if v["state"] in SEVERITY[3:]]
     where = f"{bad[0]['state']}: layer {bad[0]['layer']}, slot {bad[0]['slot']}" if bad else ""
     words = f"{len(bad)} cells are wrong; the first is {where}." if bad else "All as it must be."
@@ -84,13 +82,13 @@ def _cache(prompt: str, maps: Maps, run: RunFile, events: dict, many: bool) -> I
         for r in events.get(prompt, [])
         if r["event"] == "attn_decode_verify"
     ]
-    columns = ("layer", "position", "layer stride", "K write", "K read", "V write", "V read")
+    titles = ("layer", "position", "layer stride", "K write", "K read", "V write", "V read")
     yield Section(
-        "KV page map" + (f", {prompt}" if many else ""),
+        "KV page map" + (f", {prompt}" if prompts > 1 else ""),
         f"What decode step {maps.kv_position} did to each slot of the cache, by the addresses that "
         f"its kernels really touched. {words}",
         Figure(f"kv_{slug}", spec, f"Map of {layers} layers by {shown} slots of the KV cache."),
-        Table((*columns, "invariants"), rows, {"ok": "good"}),
+        Table((*titles, "invariants"), rows, {"ok": "good"}),
         run.command,
     )
 

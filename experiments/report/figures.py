@@ -33,11 +33,12 @@ BANDS = ("≤ 0.001", "≤ 0.01", "≤ 0.1", "≤ 1", "≤ 10", "≤ 1000", "> 1
 ABSENT = "not judged"
 
 
-def band(ratio: float | None) -> str:
-    """The band of an error over its floor; the colour changes sides at 1, where it fails."""
-    if ratio is None or math.isnan(ratio):
-        return ABSENT
-    return BANDS[sum(ratio > edge for edge in EDGES)]
+# The colour changes sides at 1, where an error is above its floor.
+_BAND_OF_CHOSEN = (
+    f"!isValid(datum[part]) ? '{ABSENT}' : "
+    + "".join(f"datum[part] <= {e} ? '{b}' : " for e, b in zip(EDGES, BANDS, strict=False))
+    + f"'{BANDS[-1]}'"
+)
 
 
 def colour(name: str) -> str:
@@ -92,12 +93,7 @@ def heat_map(
     (x_field, x_order), (y_field, y_order) = x, y
     tall = 15 if len(y_order) > 12 else 22
     angle = -50 if any(len(str(name)) > 4 for name in x_order) else 0
-    cells = [
-        {**value, "local_band": band(value["local"]), "propagated_band": band(value["propagated"])}
-        for value in values
-    ]
-    chosen = "part == 'local' ? datum.local_band : datum.propagated_band"
-    tooltip = [x_field, y_field, "local", "propagated", "status"]
+    tooltip = [x_field, y_field, "local"] + (["propagated", "status"] if parts else [])
     encoding = {
         "x": _axis(x_field, x_order, titles[0], angle),
         "y": _axis(y_field, y_order, titles[1]),
@@ -109,9 +105,9 @@ def heat_map(
         part["bind"] = {"input": "radio", "options": ["local", "propagated"], "name": "error: "}
     return _figure(
         height=tall * max(1, len(y_order)),
-        data={"values": cells},
+        data={"values": list(values)},
         params=[part, {"name": "cursor_x", "value": None}, {"name": "cursor_y", "value": None}],
-        transform=[{"calculate": chosen, "as": "band"}],
+        transform=[{"calculate": _BAND_OF_CHOSEN, "as": "band"}],
         encoding=encoding,
         layer=[
             {
@@ -209,11 +205,12 @@ def grid(
     titles: tuple[str, str],
     labelled: bool = True,
 ) -> dict:
-    """A matrix of words: values hold both fields, `state`, `text` and `note`."""
+    """A matrix of states: values hold both fields and `state`; if `labelled`, `text` and `note`."""
     (x_field, x_order), (y_field, y_order) = x, y
     scale = {"domain": list(tones), "range": [colour(name) for name in tones.values()]}
     shade = {"field": "state", "type": "nominal", "scale": scale, "legend": {"title": ""}}
-    tooltip = [{"field": n, "type": "nominal"} for n in (y_field, x_field, "state", "note")]
+    tooltip = [{"field": n, "type": "nominal"} for n in (y_field, x_field, "state")]
+    tooltip += [{"field": "note", "type": "nominal"}] if labelled else []
     opacity = 0.25 if labelled else 0.85
     cells = {"mark": {"type": "rect", "stroke": colour("paper"), "opacity": opacity}}
     cells["encoding"] = {"color": shade, "tooltip": tooltip}

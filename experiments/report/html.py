@@ -48,8 +48,6 @@ def _data(page: Page) -> str:
         },
         "details": dict(page.details),
         "templates": {"heads": heads, "sites": by_site},
-        "edges": figures.EDGES,
-        "bands": figures.BANDS,
         "absent": figures.ABSENT,
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)

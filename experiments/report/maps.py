@@ -114,7 +114,7 @@ def save(path: Path, maps: Maps) -> Path:
 def load(path: Path) -> Maps:
     """Raises RecordError with the path for a file that is not one of ours."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             places = tuple((layer, site) for layer, site in json.loads(str(stored["places"])))
             arrays = {name: stored[name] for name in ARRAYS}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:

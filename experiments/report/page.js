@@ -6,9 +6,6 @@ const shown = (value) =>
   value === null || value === undefined ? "not judged"
     : value >= 3e38 ? "not finite" : Number(value.toPrecision(3)).toString();
 
-const band = (value) =>
-  value === null ? data.absent : data.bands[data.edges.filter((edge) => value > edge).length];
-
 // The errors of one prompt by place, position and head, unpacked on first use.
 const unpacked = new Map();
 function detail(name) {
@@ -27,8 +24,6 @@ function detail(name) {
   return unpacked.get(name);
 }
 
-const cell = (local, fields) => ({ ...fields, local, local_band: band(local), band: band(local) });
-
 function headsOf(name, layer, site) {
   const found = detail(name);
   const place = found.places.findIndex(([l, s]) => l === layer && s === site);
@@ -38,7 +33,7 @@ function headsOf(name, layer, site) {
   for (let group = 0; group < found.groups; group++)
     found.positions.forEach((position, p) => {
       const local = found.value(place, p, group);
-      if (local !== null) values.push(cell(local, { position, head: `${kind} ${group}` }));
+      if (local !== null) values.push({ local, position, head: `${kind} ${group}`, status: "" });
     });
   const title = `${site}${layer === "outside" ? "" : ` of layer ${layer}`}: local error over floor ` +
     `by ${kind} and position`;
@@ -53,7 +48,7 @@ function sitesOf(name, layer, position) {
   found.places.forEach(([l, site], place) => {
     for (let group = 0; l === layer && group < found.groups; group++) {
       const local = found.value(place, p, group);
-      if (local !== null) values.push(cell(local, { site, head: String(group) }));
+      if (local !== null) values.push({ local, site, head: String(group), status: "" });
     }
   });
   const xs = Array.from({ length: found.groups }, (_, group) => String(group));
