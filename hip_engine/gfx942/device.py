@@ -40,7 +40,7 @@ class EmulatedDevice:
     A wave that executes more than `budget` instructions is stopped with a DeviceFault.
 
     `sanitize` names checks that a GPU cannot make; a finding raises SanitizerFault and ends the
-    launch. memory: misaligned accesses and the names of freed buffers (bounds are always checked).
+    launch. memory: misaligned atomics and scalar loads (bounds are always checked).
     init: registers, LDS and memory that were never written, followed through copies and reported
     where they decide an address, a branch or EXEC, or reach the host. race: bytes of LDS or global
     memory touched by two waves of a workgroup between barriers, and barriers that not every wave

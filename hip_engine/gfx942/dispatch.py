@@ -93,7 +93,11 @@ class Counters(ctypes.Structure):
             "loads load_bytes load_lines load_wide_bytes stores store_bytes "
             "lds_accesses lds_passes flight_peak"
         ).split()
-    ] + [("by_buffer", ctypes.c_void_p)]
+    ] + [
+        ("by_buffer", ctypes.c_void_p),
+        ("stamp", ctypes.c_uint64),
+        ("seen", ctypes.c_uint64 * 512),
+    ]
 
 
 class Worker:
@@ -108,6 +112,14 @@ class Worker:
         self.states = np.zeros(MAX_WAVES, np.int32)
         self.lds = np.zeros(MAX_LDS_BYTES + 64, np.uint8)
         self.scratch = np.zeros(0, np.uint8)
+
+    def clear_counters(self, buffers: int) -> None:
+        if len(self.by_buffer) != buffers:
+            self.by_buffer = np.zeros((buffers, 2), np.uint64)
+        self.by_buffer.fill(0)
+        stamp = self.counters.stamp
+        ctypes.memset(ctypes.byref(self.counters), 0, Counters.by_buffer.offset)
+        self.counters.by_buffer, self.counters.stamp = self.by_buffer.ctypes.data, stamp
 
     def run(self, launch: LaunchStruct, counts: np.ndarray, first: int, step: int) -> Outcome:
         needed = launch.waves * layout.LANES * launch.scratch_stride
@@ -285,21 +297,17 @@ class Dispatcher:
 
     def _clear_counters(self) -> None:
         for worker in self.workers:
-            worker.by_buffer = np.zeros((len(self.memory.buffers), 2), np.uint64)
-            worker.counters = Counters(by_buffer=worker.by_buffer.ctypes.data)
+            worker.clear_counters(len(self.memory.buffers))
 
     def _memory_counts(self) -> MemoryCounts:
         totals = {
             name: sum(getattr(w.counters, name) for w in self.workers)
-            for name, _ in Counters._fields_[:-2]
+            for name, _ in Counters._fields_[:8]
         }
         peak = max(w.counters.flight_peak for w in self.workers)
-        traffic = sum(w.by_buffer for w in self.workers)
-        by_buffer = {
-            buffer: (int(read), int(written))
-            for buffer, (read, written) in zip(self.memory.buffers, traffic, strict=True)
-            if read or written
-        }
+        traffic = functools.reduce(np.add, (w.by_buffer for w in self.workers))
+        touched = np.flatnonzero(traffic.any(axis=1)).tolist()
+        by_buffer = {self.memory.buffers[i]: tuple(traffic[i].tolist()) for i in touched}
         return MemoryCounts(**totals, flight_peak=peak, by_buffer=by_buffer)
 
     def _prepare(self, kernel: EmulatedKernel, grid, block, dynamic_lds: int) -> Prepared:

@@ -45,6 +45,7 @@ typedef struct {
   u64 lds_accesses, lds_passes;
   u64 flight_peak;
   u64 (*by_buffer)[2];
+  u64 stamp, seen[256][2];  // lines of the current instruction
 } Counters;
 
 typedef struct Wave {
@@ -173,36 +174,53 @@ static i32 resolve(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, u32
   return 0;
 }
 
-// 128-byte lines that the active lanes touch.
-static u64 distinct_lines(const u64* a, u64 exec, u64 size) {
-  u64 seen[256], count = 0;
-  for (int i = 0; i < 256; i++) seen[i] = 0;
-  u64 last = 0;
+// 128-byte lines that the active lanes touch. Lanes mostly walk upward through memory, so a line
+// is new unless it was seen: only a step back needs the table of lines seen.
+static u64 distinct_lines(Counters* c, const u64* a, u64 exec, u64 size) {
+  u64 count = 0, last = 0, high = 0;
+  int monotone = 1;
   FOR_ACTIVE(i, exec) {
-    for (u64 line = a[i] / 128; line <= (a[i] + size - 1) / 128; line++) {
-      if (line == last) continue;
-      last = line;
-      u32 slot = (u32)(line * 0x9e3779b97f4a7c15u >> 56);
-      while (seen[slot] && seen[slot] != line) slot = (slot + 1) % 256;
-      if (!seen[slot]) seen[slot] = line, count++;
-    }
+    const u64 begin = a[i] / 128, end = (a[i] + size - 1) / 128;
+    monotone &= begin >= last;
+    last = begin;
+    count += (begin > high) + (end > high && end > begin);
+    high = end > high ? end : high;
   }
+  if (monotone) return count;
+  const u64 stamp = ++c->stamp;
+  count = 0;
+  FOR_ACTIVE(i, exec)
+    for (u64 line = a[i] / 128; line <= (a[i] + size - 1) / 128; line++) {
+      u32 slot = (u32)(line * 0x9e3779b97f4a7c15u >> 56);
+      while (c->seen[slot][0] == stamp && c->seen[slot][1] != line) slot = (slot + 1) % 256;
+      count += c->seen[slot][0] != stamp;
+      c->seen[slot][0] = stamp, c->seen[slot][1] = line;
+    }
   return count;
 }
 
 static void count_access(Wave* w, u32 site, const u64* a, u64 size, int store) {
   Counters* c = w->counters;
   const u64 exec = exec_of(w), bytes = size * __builtin_popcountll(exec);
-  const Range* range = &w->recent[site % RECENT];
-  if (store) {
+  if (store)
     c->stores++, c->store_bytes += bytes;
-  } else {
+  else
     c->loads++, c->load_bytes += bytes, c->load_wide_bytes += size == 16 ? bytes : 0;
-    c->load_lines += distinct_lines(a, exec, size);
+  Range own = w->recent[site % RECENT];
+  u64 different = ~exec, outside = 0;
+  for (int i = 0; i < LANES; i++) {
+    different |= a[i] ^ (a[0] + i * size);
+    outside |= (a[i] - own.begin >= own.end - own.begin) & (exec >> i);
   }
-  Range own = *range;
+  if (!store)
+    c->load_lines += different ? distinct_lines(c, a, exec, size)
+                               : (a[0] + LANES * size - 1) / 128 - a[0] / 128 + 1;
+  if (!(outside & 1)) {
+    c->by_buffer[own.index][store] += bytes;
+    return;
+  }
   FOR_ACTIVE(i, exec) {
-    if (a[i] < own.begin || a[i] >= own.end) find_range(w->memory, a[i], size, &own);
+    if (a[i] - own.begin >= own.end - own.begin) find_range(w->memory, a[i], size, &own);
     c->by_buffer[own.index][store] += size;
   }
 }
@@ -210,17 +228,25 @@ static void count_access(Wave* w, u32 site, const u64* a, u64 size, int store) {
 // Passes of an LDS access: 32 banks of 4 bytes, half a wave at a time (dword by dword for wider
 // elements); a pass serves one address a bank.
 static void count_lds(Wave* w, const u64* a, u64 size) {
-  const u64 exec = exec_of(w);
+  const u64 exec = exec_of(w), words = (size + 3) / 4;
+  u64 apart = ~exec, together = ~exec;
+  for (int i = 0; i < LANES; i++) {
+    apart |= a[i] ^ (a[0] + 4 * i);
+    together |= a[i] ^ a[0];
+  }
   w->counters->lds_accesses++;
-  for (u64 word = 0; word < (size + 3) / 4; word++)
+  if ((!apart && words == 1) || !together) {
+    w->counters->lds_passes += 2 * words;
+    return;
+  }
+  for (u64 word = 0; word < words; word++)
     for (int half = 0; half < 2; half++) {
       u64 first[32], most = 0;
-      u32 uses[32];
-      for (int b = 0; b < 32; b++) uses[b] = 0, first[b] = 0;
+      u32 uses[32] = {0};
       FOR_ACTIVE(i, exec & (half ? 0xffffffff00000000u : 0xffffffffu)) {
         const u64 dword = (a[i] - (u64)w->lds) / 4 + word;
         const u32 bank = dword % 32;
-        if (!uses[bank] || first[bank] != dword + 1) uses[bank]++, first[bank] = dword + 1;
+        if (!uses[bank] || first[bank] != dword) uses[bank]++, first[bank] = dword;
         most = uses[bank] > most ? uses[bank] : most;
       }
       w->counters->lds_passes += most;
@@ -273,12 +299,12 @@ static i32 lds_lanes(Wave* w, u32 site, i32 row, u32 base, u64 size, Lanes* lane
   const u32* address = w->v[row];
   u64 outside = 0;
   for (int i = 0; i < LANES; i++) {
-    u64 at = (u64)address[i] + base;
+    const u64 at = (u32)(address[i] + base);  // 32-bit: the base may be negative
     outside |= (at + size > w->lds_bytes) & (exec >> i);
     lanes->a[i] = (u64)w->lds + at;
   }
   if (outside & 1) FOR_ACTIVE(i, exec) {
-      u64 at = (u64)address[i] + base;
+      const u64 at = (u32)(address[i] + base);
       if (at + size > w->lds_bytes) return fault(w, site, i, at, LDS_ACCESS);
     }
   if (__builtin_expect(w->counters != 0, 0)) count_lds(w, lanes->a, size);
@@ -449,7 +475,9 @@ LOAD2(64, 2)
 i32 scalar_load(Wave* w, u32 site, u64 address, u32 dst, u32 dwords) {
   Range* range = &w->recent[site % RECENT];
   const u64 size = 4 * (u64)dwords;
-  address &= ~(u64)3;
+  if (address & 3 && w->observer && (w->observer->checks & CHECK_MEMORY))
+    return fault(w, site, 0, address, MISALIGNED);
+  address &= ~(u64)3;  // as the hardware does
   if (range->end - range->begin < size || address - range->begin > range->end - range->begin - size)
     if (!find_range(w->memory, address, size, range))
       return fault(w, site, 0, address, GLOBAL_LOAD);

@@ -183,13 +183,13 @@ static int is_scratch(const Wave* w, u64 address) {
   return address - (u64)w->scratch < w->scratch_stride * LANES;
 }
 
-// Alignment and races of an access whose lanes passed the bounds check.
+// Alignment and races of an access whose lanes passed the bounds check. Plain vector accesses may
+// be unaligned on this chip (SH_MEM_CONFIG); atomics may not, and scalar loads drop the low bits.
 static i32 sanitize_lanes(Wave* w, u32 site, const u64* a, u64 size, int how) {
   Observer* o = w->observer;
   const u64 exec = exec_of(w);
-  const u64 natural = size < 4 ? size : 4;
   FOR_ACTIVE(i, exec) {
-    if ((o->checks & CHECK_MEMORY) && a[i] % natural)
+    if ((o->checks & CHECK_MEMORY) && how == ATOMIC_ACCESS && a[i] % size)
       return fault(w, site, i, is_lds(w, a[i]) ? a[i] - (u64)w->lds : a[i], MISALIGNED);
     if (!(o->checks & CHECK_RACE) || is_scratch(w, a[i])) continue;
     if (is_lds(w, a[i])) {
