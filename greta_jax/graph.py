@@ -20,20 +20,21 @@ class Op:
     """One row. `inputs` are sites of the same layer or one of the sources below.
 
     Sources: `resid.in` (the layer's input), `positions` (int, T), `rotation` (cosine and sine of
-    the positions, two tensors), `token_ids`.
+    the positions, two tensors), `token_ids`. `output`: dimensions after T, for a projection.
     """
 
     site: str
     inputs: tuple[str, ...]
     weights: tuple[str, ...]
     function: Callable
+    output: str = ""
 
 
 LAYER_OPS = (
     Op("attn.norm", ("resid.in",), ("attn_norm_D",), ops.rms_norm),
-    Op("attn.q", ("attn.norm",), ("q_NHD",), ops.project_q),
-    Op("attn.k", ("attn.norm",), ("k_KHD",), ops.project_kv),
-    Op("attn.v", ("attn.norm",), ("v_KHD",), ops.project_kv),
+    Op("attn.q", ("attn.norm",), ("q_NHD",), ops.project, "NH"),
+    Op("attn.k", ("attn.norm",), ("k_KHD",), ops.project, "KH"),
+    Op("attn.v", ("attn.norm",), ("v_KHD",), ops.project, "KH"),
     Op("attn.q_rope", ("attn.q", "rotation"), (), ops.rotate),
     Op("attn.k_rope", ("attn.k", "rotation"), (), ops.rotate),
     Op("kv.k", ("attn.k_rope",), (), ops.keep),
@@ -41,18 +42,18 @@ LAYER_OPS = (
     Op("attn.scores", ("attn.q_rope", "kv.k", "positions"), (), ops.attend_scores),
     Op("attn.probs", ("attn.scores",), (), ops.attend_probs),
     Op("attn.out", ("attn.probs", "kv.v", "positions"), (), ops.attend_values),
-    Op("attn.proj", ("attn.out",), ("proj_DNH",), ops.project_out),
+    Op("attn.proj", ("attn.out",), ("proj_DNH",), ops.project, "D"),
     Op("resid.mid", ("resid.in", "attn.proj"), (), ops.add),
     Op("ffn.norm", ("resid.mid",), ("ffn_norm_D",), ops.rms_norm),
-    Op("ffn.gate", ("ffn.norm",), ("gate_FD",), ops.project_up),
-    Op("ffn.up", ("ffn.norm",), ("up_FD",), ops.project_up),
+    Op("ffn.gate", ("ffn.norm",), ("gate_FD",), ops.project, "F"),
+    Op("ffn.up", ("ffn.norm",), ("up_FD",), ops.project, "F"),
     Op("ffn.act", ("ffn.gate", "ffn.up"), (), ops.swiglu),
-    Op("ffn.down", ("ffn.act",), ("down_DF",), ops.project_down),
+    Op("ffn.down", ("ffn.act",), ("down_DF",), ops.project, "D"),
     Op("resid.out", ("resid.mid", "ffn.down"), (), ops.add),
 )
 LAYER_OP = {op.site: op for op in LAYER_OPS}
 FINAL_NORM = Op("final.norm", ("resid.in",), ("final_norm_D",), ops.rms_norm)
-LOGITS = Op("logits", ("final.norm",), ("unembed_VD",), ops.unembed)
+LOGITS = Op("logits", ("final.norm",), ("unembed_VD",), ops.project, "V")
 KV_SITES = {"kv.k": "k", "kv.v": "v"}
 
 INPUTS: dict[str, tuple[str, ...]] = {

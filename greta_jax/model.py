@@ -31,6 +31,40 @@ class Step:
     cache: KVCache
 
 
+@dataclass
+class Run:
+    """A forward under way: the residual stream, the growing cache and what was tapped."""
+
+    sources: dict[str, jax.Array]
+    before: KVCache
+    tokens: int
+    start: int
+    taps: Taps
+    x_TD: jax.Array | None = None
+
+    def __post_init__(self):
+        self.taken: dict[tuple[int, str], np.ndarray] = {}
+        self.slabs: dict[str, dict[int, jax.Array]] = {site: {} for site in KV_SITES}
+
+    def tap(self, layer: int, site: str, value) -> None:
+        """Keeps a tensor that was asked for."""
+        if self.taps.wants(layer, site):
+            self.taken[layer, site] = _live(
+                site, np.asarray(value), self.tokens, self.start + self.tokens
+            )
+
+    def append(self, site: str, layer: int, rows_TKH: jax.Array) -> jax.Array:
+        """The slab of a layer with the new rows in it."""
+        slab_SKH = _append(getattr(self.before, KV_SITES[site])[layer], rows_TKH, self.start)
+        self.slabs[site][layer] = slab_SKH
+        return slab_SKH
+
+    def cache(self) -> KVCache:
+        """The cache after this forward."""
+        k, v = (tuple(self.slabs[site].values()) for site in KV_SITES)
+        return KVCache(k, v, self.start + self.tokens)
+
+
 class Oracle:
     """One model file under one policy. Build it with `Oracle.open`."""
 
@@ -38,8 +72,10 @@ class Oracle:
         self.file, self.config, self.weights, self.policy = file, config, weights, policy
 
     @classmethod
-    def open(cls, path: str | Path, policy: Policy) -> "Oracle":
-        """Reads the header and checks keys and tensors; weights are loaded when first needed.
+    def open(cls, path: str | Path, policy: Policy, resident: bool | None = None) -> "Oracle":
+        """Reads the header and checks keys and tensors; weights are decoded when first needed.
+
+        `resident`: keep decoded weights in memory (None: if they take less than a quarter of it).
 
         Raises:
           GgufError, TensorError, ConfigError: the file is not a model that can be computed.
@@ -47,7 +83,7 @@ class Oracle:
         file = GgufFile(path)
         config = LlamaConfig.from_gguf(file.metadata, file.path)
         config = replace(config, rope_factors=rope_factors(file, config.head_dim))
-        return cls(file, config, ModelWeights(file, config, weight_store(policy)), policy)
+        return cls(file, config, ModelWeights(file, config, weight_store(policy), resident), policy)
 
     def with_policy(self, policy: Policy) -> "Oracle":
         """The same file under another policy; weights of an equal storage dtype are shared."""
@@ -85,48 +121,46 @@ class Oracle:
 
     def _forward(self, ids_T: np.ndarray, cache: KVCache | None, taps: Taps) -> Step:
         cache = self.empty_cache() if cache is None else cache
-        self._check(ids_T, cache, taps)
-        T, start, taken = len(ids_T), cache.length, {}
-        ids_T = np.pad(ids_T, (0, padding(T)))
-        sources = self.sources(start + np.minimum(np.arange(len(ids_T)), T - 1))
-        cache = cache.grown_to(start + len(ids_T))
-
-        def tap(layer: int, site: str, value: jax.Array) -> None:
-            if taps.wants(layer, site):
-                taken[layer, site] = _live(site, np.asarray(value), T, start + T)
-
-        x_TD = self.embed(ids_T)
-        tap(MODEL_LAYER, "embed", x_TD)
-        slabs = {"kv.k": [], "kv.v": []}
+        run = self.begin(ids_T, cache, taps)
         for layer in range(self.config.layers):
-            tensors = {**sources, "resid.in": x_TD}
-            for op in LAYER_OPS:
-                value = self.apply(op, layer, tensors)
-                if op.site in KV_SITES:
-                    slab_SKH = getattr(cache, KV_SITES[op.site])[layer]
-                    value = _append(slab_SKH, value, start)
-                    slabs[op.site].append(value)
-                tensors[op.site] = value
-                tap(layer, op.site, value)
-            x_TD = tensors["resid.out"]
-        x_TD = self.apply(FINAL_NORM, MODEL_LAYER, {"resid.in": x_TD})
-        tap(MODEL_LAYER, "final.norm", x_TD)
-        logits_TV = self.unembed(x_TD)
-        tap(MODEL_LAYER, "logits", logits_TV)
-        cache = KVCache(tuple(slabs["kv.k"]), tuple(slabs["kv.v"]), start + T)
-        return Step(np.asarray(logits_TV)[:T], taken, cache)
+            self.run_layer(run, layer)
+        logits_TV = self.finish(run)
+        return Step(logits_TV, run.taken, run.cache())
+
+    def begin(self, ids_T: np.ndarray, cache: KVCache, taps: Taps) -> "Run":
+        """Checks the tokens and embeds them. Raises as `prefill`."""
+        self._check(ids_T, cache, taps)
+        T, start = len(ids_T), cache.length
+        ids_T = np.pad(ids_T, (0, padding(T)))
+        positions_T = start + np.minimum(np.arange(len(ids_T)), T - 1)
+        run = Run(self.sources(positions_T), cache.grown_to(start + len(ids_T)), T, start, taps)
+        run.x_TD = self.embed(ids_T)
+        run.tap(MODEL_LAYER, "embed", run.x_TD)
+        return run
+
+    def run_layer(self, run: "Run", layer: int) -> None:
+        """One layer: every op of the table, in order."""
+        tensors = {**run.sources, "resid.in": run.x_TD}
+        for op in LAYER_OPS:
+            value = self.apply(op, layer, tensors)
+            if op.site in KV_SITES:
+                value = run.append(op.site, layer, value)
+            tensors[op.site] = value
+            run.tap(layer, op.site, value)
+        run.x_TD = tensors["resid.out"]
+
+    def finish(self, run: "Run") -> np.ndarray:
+        """The final norm and the logits TV."""
+        x_TD = self.apply(FINAL_NORM, MODEL_LAYER, {"resid.in": run.x_TD})
+        run.tap(MODEL_LAYER, "final.norm", x_TD)
+        logits_TV = np.asarray(self.apply(LOGITS, MODEL_LAYER, {"final.norm": x_TD}))[: run.tokens]
+        run.tap(MODEL_LAYER, "logits", logits_TV)
+        return logits_TV
 
     def embed(self, ids_T: np.ndarray) -> jax.Array:
         """Rows of the embedding, TD."""
         how = self.policy.at("embed", MODEL_LAYER)
         return stored(self.weights.embed_rows(ids_T).astype(how.compute), how.store)
-
-    def unembed(self, x_TD: jax.Array) -> jax.Array:
-        """Logits TV, a block of the vocabulary at a time."""
-        cfg, how = self.config.layer(0), self.policy.at("logits", MODEL_LAYER)
-        chunks = self.weights.unembed_chunks()
-        parts = [evaluate(LOGITS, how, cfg, (x_TD,), (w_VD,)) for w_VD in chunks]
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def sources(self, positions_T: np.ndarray) -> dict[str, jax.Array]:
         """The positions and their rotation, made in fp64 on the host."""
@@ -139,21 +173,15 @@ class Oracle:
         for name in op.inputs:
             value = tensors[name]
             inputs.extend(value if isinstance(value, tuple) else (value,))
-        if layer == MODEL_LAYER:
-            weights = [self._model_weight(name) for name in op.weights]
-        else:
-            weights = [self.weights.layer(layer)[name] for name in op.weights]
-        how = self.policy.at(op.site, layer)
-        return evaluate(op, how, self.config.layer(layer), inputs, weights)
-
-    def _model_weight(self, name: str) -> jax.Array:
-        if name not in self._model_weights:
-            self._model_weights[name] = self.weights.load(name)
-        return self._model_weights[name]
-
-    @cached_property
-    def _model_weights(self) -> dict[str, jax.Array]:
-        return {}
+        cfg, how = self.config.layer(layer), self.policy.at(op.site, layer)
+        if not op.output:
+            weights = [w for name in op.weights for w in self.weights.chunks(name, layer)]
+            return evaluate(op, how, cfg, inputs, weights)
+        chunks = self.weights.chunks(op.weights[0], layer)
+        parts = [evaluate(op, how, cfg, inputs, (w_EX,)) for w_EX in chunks]
+        whole_TE = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        sizes = [self.config.dimensions[letter] for letter in op.output]
+        return whole_TE if len(sizes) == 1 else whole_TE.reshape(-1, *sizes)
 
     def _check(self, ids_T: np.ndarray, cache: KVCache, taps: Taps) -> None:
         taps.check_layers(self.config.layers)

@@ -30,34 +30,10 @@ def rms_norm(cfg: LayerConfig, how: Arithmetic, x_TD, scale_D):
     return x_TD / jnp.sqrt(mean_T1 + x_TD.dtype.type(cfg.rms_eps)) * scale_D[None, :]
 
 
-def project_q(cfg: LayerConfig, how: Arithmetic, x_TD, w_NHD):
+def project(cfg: LayerConfig, how: Arithmetic, x_TX, w_EX):
+    """Rows of a matrix times each token."""
     del cfg, how
-    return jnp.einsum("TD,NHD->TNH", x_TD, w_NHD)
-
-
-def project_kv(cfg: LayerConfig, how: Arithmetic, x_TD, w_KHD):
-    del cfg, how
-    return jnp.einsum("TD,KHD->TKH", x_TD, w_KHD)
-
-
-def project_out(cfg: LayerConfig, how: Arithmetic, out_TNH, w_DNH):
-    del cfg, how
-    return jnp.einsum("TNH,DNH->TD", out_TNH, w_DNH)
-
-
-def project_up(cfg: LayerConfig, how: Arithmetic, x_TD, w_FD):
-    del cfg, how
-    return jnp.einsum("TD,FD->TF", x_TD, w_FD)
-
-
-def project_down(cfg: LayerConfig, how: Arithmetic, act_TF, w_DF):
-    del cfg, how
-    return jnp.einsum("TF,DF->TD", act_TF, w_DF)
-
-
-def unembed(cfg: LayerConfig, how: Arithmetic, x_TD, w_VD):
-    del cfg, how
-    return jnp.einsum("TD,VD->TV", x_TD, w_VD)
+    return jnp.einsum("TX,EX->TE", x_TX.reshape(x_TX.shape[0], -1), w_EX)
 
 
 def rotate(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):

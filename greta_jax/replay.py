@@ -13,6 +13,7 @@ from greta_jax.graph import FINAL_NORM, INPUTS, KV_SITES, LAYER_OP, LOGITS
 from greta_jax.model import Oracle, padding
 from greta_jax.taps import MODEL_LAYER, MODEL_SITES, check_site
 
+MODEL_OP = {op.site: op for op in (FINAL_NORM, LOGITS)}
 SLOT_SITES = ("attn.scores", "attn.probs")
 
 
@@ -70,10 +71,8 @@ class _Replayer:
     def site(self, site: str):
         if site == "embed":
             return self.oracle.embed(self.padded(np.asarray(self.tensor("token_ids", site))))
-        if site == "logits":
-            return self.oracle.unembed(self.tensor("final.norm", site))
-        op = FINAL_NORM if site == FINAL_NORM.site else LAYER_OP[site]
-        layer = MODEL_LAYER if site == FINAL_NORM.site else self.layer
+        op = MODEL_OP.get(site) or LAYER_OP[site]
+        layer = MODEL_LAYER if site in MODEL_OP else self.layer
         tensors = {name: self.tensor(name, site) for name in op.inputs}
         return self.oracle.apply(op, layer, tensors)
 
@@ -105,4 +104,4 @@ class _Replayer:
         )
 
 
-__all__ = ["INPUTS", "LOGITS", "replay"]
+__all__ = ["INPUTS", "replay"]

@@ -1,6 +1,7 @@
 """Weights of the model: which tensor is which, of what shape, loaded a layer at a time."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -33,45 +34,73 @@ MODEL_TENSORS = {
     "unembed_VD": ("output.weight", "V,D"),
 }
 ROPE_FACTORS = "rope_freqs.weight"
-UNEMBED_ROWS = 16384
-"""Rows of the vocabulary unembedded at a time: bounds the memory of a large vocabulary in fp64."""
+CHUNK_WEIGHTS = 2**21
+"""Weights decoded and multiplied at a time. Small enough to stay in cache and in recycled memory:
+decoding is several times faster than into fresh pages, and the products no slower."""
 
-LayerWeights = dict[str, jax.Array]
+RESIDENT_SHARE = 0.25
+"""Share of the machine's memory that decoded weights may take and stay."""
 
 
 class ModelWeights:
-    """The tensors of one file under one configuration and storage dtype, loaded when asked for.
+    """The tensors of one file under one configuration and storage dtype, decoded when asked for.
 
-    Layers stay resident once loaded. Raises TensorError at construction for a tensor that is
-    missing, unknown, misshapen or of a dtype that holds no weights; at loading for NaN and inf.
+    `resident`: decoded chunks are kept (None: if the whole model fits RESIDENT_SHARE of memory).
+    Raises TensorError at construction for a tensor that is missing, unknown, misshapen or of a
+    dtype that holds no weights; when decoding for NaN and inf.
     """
 
-    def __init__(self, file: GgufFile, config: LlamaConfig, store: str):
+    def __init__(
+        self, file: GgufFile, config: LlamaConfig, store: str, resident: bool | None = None
+    ):
         self.file, self.config, self.store = file, config, store
         self.names = _expected_tensors(config)
         if "output.weight" not in file.tensors:
             self.names["unembed_VD"] = self.names["embed_VD"]
         self._check_tensors()
-        self._layers: dict[int, LayerWeights] = {}
-        self._unembed: list[jax.Array] | None = None
+        self._asked_resident = resident
+        self.resident = self._fits() if resident is None else resident
+        self._kept: dict[str, tuple[jax.Array, ...]] = {}
+        self._finite: set[str] = set()
 
     def with_store(self, store: str) -> "ModelWeights":
-        """The same tensors stored in another dtype (loaded anew)."""
-        return ModelWeights(self.file, self.config, store)
+        """The same tensors stored in another dtype (decoded anew)."""
+        return ModelWeights(self.file, self.config, store, self._asked_resident)
 
-    def layer(self, layer: int) -> LayerWeights:
-        """Weights of one layer by name."""
-        if layer not in self._layers:
-            self._layers[layer] = {name: self.load(name, layer) for name in LAYER_TENSORS}
-        return self._layers[layer]
+    def chunks(self, name: str, layer: int = -1) -> Iterator[jax.Array]:
+        """A weight as blocks of rows [rows, X], first rows first; a vector as one [D].
+
+        Raises TensorError if it holds NaN or inf (every tensor is checked once).
+        """
+        tensor = self.tensor_name(name, layer)
+        if tensor in self._kept:
+            yield from self._kept[tensor]
+            return
+        kept = []
+        for chunk in self._decode(tensor):
+            yield chunk
+            if self.resident:
+                kept.append(chunk)
+        if self.resident:
+            self._kept[tensor] = tuple(kept)
+        else:
+            self.file.forget(tensor)
 
     def load(self, name: str, layer: int = -1) -> jax.Array:
-        """One weight, shaped as its suffix says. Raises TensorError if it holds NaN or inf."""
-        tensor = self.tensor_name(name, layer)
-        raw = self.file.raw_rows(tensor)
-        weights = dequantize(raw, self.file.info(tensor).dtype, self.store)
-        self._check_finite(tensor, weights)
-        return weights.reshape(self.shape(name))
+        """One whole weight, shaped as its suffix says. Raises as `chunks`."""
+        parts = list(self._decode(self.tensor_name(name, layer)))
+        return jnp.concatenate(parts).reshape(self.shape(name))
+
+    def _decode(self, tensor: str) -> Iterator[jax.Array]:
+        info, raw = self.file.info(tensor), self.file.raw_rows(tensor)
+        rows = rows_of_chunk(info.shape[-1])
+        counts = []
+        for start in range(0, raw.shape[0], rows):
+            weights = dequantize(raw[start : start + rows], info.dtype, self.store)
+            if tensor not in self._finite:
+                counts.append(_count_nonfinite(weights))
+            yield weights if len(info.shape) > 1 else weights[0]
+        self._check_finite(tensor, counts)
 
     def decode_changed(self, name: str, layer: int, change: Callable) -> jax.Array:
         """One weight decoded after `change` of its blocks [n, bytes], for counterfactuals."""
@@ -91,11 +120,12 @@ class ModelWeights:
         return total, 2 * rounds(dtype)
 
     def embed_rows(self, token_ids: np.ndarray) -> jax.Array:
-        """Rows of the embedding, TD, without loading the others."""
-        tensor = self.tensor_name("embed_VD", -1)
+        """Rows of the embedding, TD, without decoding the others."""
+        tensor = self.tensor_name("embed_VD")
         raw = self.file.raw_rows(tensor)[token_ids]
         rows = dequantize(raw, self.file.info(tensor).dtype, self.store)
-        self._check_finite(tensor, rows)
+        if int(_count_nonfinite(rows)):
+            self._check_finite(tensor, [_count_nonfinite(self.load("embed_VD"))])
         return rows
 
     def embed_magnitudes(self, token_ids: np.ndarray) -> tuple[jax.Array, int]:
@@ -105,23 +135,12 @@ class ModelWeights:
         return magnitude(self.file.raw_rows(tensor)[token_ids], dtype), 2 * rounds(dtype)
 
     def unembed_magnitudes(self) -> Iterator[tuple[jax.Array, int]]:
-        """`magnitude` of the unembedding in blocks of UNEMBED_ROWS rows."""
-        tensor = self.tensor_name("unembed_VD", -1)
-        raw, dtype = self.file.raw_rows(tensor), self.file.info(tensor).dtype
-        for start in range(0, raw.shape[0], UNEMBED_ROWS):
-            yield magnitude(raw[start : start + UNEMBED_ROWS], dtype), 2 * rounds(dtype)
-
-    def unembed_chunks(self) -> Iterator[jax.Array]:
-        """The unembedding in blocks of UNEMBED_ROWS rows of the vocabulary."""
-        if self._unembed is None:
-            tensor = self.tensor_name("unembed_VD", -1)
-            raw, dtype = self.file.raw_rows(tensor), self.file.info(tensor).dtype
-            starts = range(0, raw.shape[0], UNEMBED_ROWS)
-            chunks = [dequantize(raw[s : s + UNEMBED_ROWS], dtype, self.store) for s in starts]
-            for chunk in chunks:
-                self._check_finite(tensor, chunk)
-            self._unembed = chunks
-        yield from self._unembed
+        """`magnitude` of the unembedding, a chunk of rows at a time."""
+        tensor = self.tensor_name("unembed_VD")
+        raw, info = self.file.raw_rows(tensor), self.file.info(tensor)
+        rows = rows_of_chunk(info.shape[-1])
+        for start in range(0, raw.shape[0], rows):
+            yield magnitude(raw[start : start + rows], info.dtype), 2 * rounds(info.dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape that a weight's suffix spells."""
@@ -131,14 +150,21 @@ class ModelWeights:
         """The file's name of a weight."""
         return self.names[name].format(layer=layer)
 
-    def _check_finite(self, tensor: str, weights: jax.Array) -> None:
-        bad = int(_count_nonfinite(weights))
+    def _fits(self) -> bool:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        weights = sum(math.prod(info.shape) for info in self.file.tensors.values())
+        return weights * jnp.dtype(self.store).itemsize < RESIDENT_SHARE * memory
+
+    def _check_finite(self, tensor: str, counts: list[jax.Array]) -> None:
+        bad = sum(int(count) for count in counts)
         if bad:
             raise TensorError(
-                f"tensor {tensor!r} holds {bad} NaN or inf in {weights.size} weights",
+                f"tensor {tensor!r} holds {bad} NaN or inf in "
+                f"{math.prod(self.file.info(tensor).shape)} weights",
                 where=self.file.path,
                 remedy="the file is damaged or was converted wrongly: fetch or convert it again",
             )
+        self._finite.add(tensor)
 
     def _check_tensors(self) -> None:
         expected = dict(_expected_shapes(self.config))
@@ -175,6 +201,11 @@ def rope_factors(file: GgufFile, head_dim: int) -> tuple[float, ...] | None:
             remedy="convert the model again",
         )
     return tuple(np.asarray(dequantize(file.raw_rows(ROPE_FACTORS), info.dtype)).ravel().tolist())
+
+
+def rows_of_chunk(columns: int) -> int:
+    """Rows of a matrix decoded at a time: a power of two, so that chunks share compiled code."""
+    return 1 << max(CHUNK_WEIGHTS // columns, 1).bit_length() - 1
 
 
 @jax.jit

@@ -83,6 +83,11 @@ def shifted(x, shifts: range, width: int):
     return (x[..., None] >> shift) & jnp.asarray(2**width - 1, x.dtype)
 
 
+def hoisted(scales):
+    """Scales of groups, computed once each and not again for every weight of the fused loop."""
+    return lax.optimization_barrier(scales)
+
+
 def f32(x):
     """To fp32."""
     return x.astype(jnp.float32)

@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 from gguf import GGMLQuantizationType as T
 
-from greta_jax.gguf.blocks import bits_to, block_format, f32, fields, half
+from greta_jax.gguf.blocks import bits_to, block_format, f32, fields, half, hoisted
 
 
 @block_format(T.Q2_K)
 def _q2_k(blocks):
     scales = blocks[:, :16]
     quants = f32(fields(blocks[:, 16:80], 32, 2)).reshape(-1, 16, 16)
-    scaled = (half(blocks[:, 80:82]) * f32(scales & 15))[:, :, None] * quants
-    offset = (half(blocks[:, 82:84]) * f32(scales >> 4))[:, :, None]
+    scaled = hoisted(half(blocks[:, 80:82]) * f32(scales & 15))[:, :, None] * quants
+    offset = hoisted(half(blocks[:, 82:84]) * f32(scales >> 4))[:, :, None]
     return scaled, jnp.broadcast_to(offset, scaled.shape)
 
 
@@ -24,7 +24,7 @@ def _q3_k(blocks):
     low_scales = fields(blocks[:, 96:104], 8, 4)
     high_scales = fields(blocks[:, 104:108], 4, 2)
     scales = f32((low_scales | (high_scales << 4)).astype(jnp.int8) - jnp.int8(32))
-    scales = half(blocks[:, 108:110]) * scales
+    scales = hoisted(half(blocks[:, 108:110]) * scales)
     return scales[:, :, None] * f32(quants).reshape(-1, 16, 16), None
 
 
@@ -38,8 +38,8 @@ def k_scales(packed):
 
 def _scaled_and_offset(blocks, quants):
     scales, minima = k_scales(blocks[:, 4:16])
-    scaled = (half(blocks[:, :2]) * scales)[:, :, None] * f32(quants).reshape(-1, 8, 32)
-    offset = (half(blocks[:, 2:4]) * minima)[:, :, None]
+    scaled = hoisted(half(blocks[:, :2]) * scales)[:, :, None] * f32(quants).reshape(-1, 8, 32)
+    offset = hoisted(half(blocks[:, 2:4]) * minima)[:, :, None]
     return scaled, jnp.broadcast_to(offset, scaled.shape)
 
 
@@ -58,5 +58,5 @@ def _q5_k(blocks):
 def _q6_k(blocks):
     quants = fields(blocks[:, :128], 64, 4) | (fields(blocks[:, 128:192], 32, 2) << 4)
     quants = f32(quants.astype(jnp.int8) - jnp.int8(32)).reshape(-1, 16, 16)
-    scales = half(blocks[:, 208:210]) * f32(bits_to(jnp.int8, blocks[:, 192:208]))
+    scales = hoisted(half(blocks[:, 208:210]) * f32(bits_to(jnp.int8, blocks[:, 192:208])))
     return scales[:, :, None] * quants, None

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from gguf import GGMLQuantizationType as T
 
-from greta_jax.gguf.blocks import bit_list, bits_to, block_format, f32, fields, half
+from greta_jax.gguf.blocks import bit_list, bits_to, block_format, f32, fields, half, hoisted
 
 FP4_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 """E2M1 values times two (OCP MX 1.0), the order of their four bits."""
@@ -16,13 +16,13 @@ def _signed(x, zero: int):
 
 @block_format(T.Q4_0)
 def _q4_0(blocks):
-    return half(blocks[:, :2]) * _signed(fields(blocks[:, 2:], 16, 4), 8), None
+    return hoisted(half(blocks[:, :2])) * _signed(fields(blocks[:, 2:], 16, 4), 8), None
 
 
 @block_format(T.Q4_1)
 def _q4_1(blocks):
-    scaled = half(blocks[:, :2]) * f32(fields(blocks[:, 4:], 16, 4))
-    return scaled, jnp.broadcast_to(-half(blocks[:, 2:4]), scaled.shape)
+    scaled = hoisted(half(blocks[:, :2])) * f32(fields(blocks[:, 4:], 16, 4))
+    return scaled, jnp.broadcast_to(-hoisted(half(blocks[:, 2:4])), scaled.shape)
 
 
 def _five_bits(high, low):
@@ -31,18 +31,20 @@ def _five_bits(high, low):
 
 @block_format(T.Q5_0)
 def _q5_0(blocks):
-    return half(blocks[:, :2]) * _signed(_five_bits(blocks[:, 2:6], blocks[:, 6:]), 16), None
+    return hoisted(half(blocks[:, :2])) * _signed(
+        _five_bits(blocks[:, 2:6], blocks[:, 6:]), 16
+    ), None
 
 
 @block_format(T.Q5_1)
 def _q5_1(blocks):
-    scaled = half(blocks[:, :2]) * f32(_five_bits(blocks[:, 4:8], blocks[:, 8:]))
-    return scaled, jnp.broadcast_to(-half(blocks[:, 2:4]), scaled.shape)
+    scaled = hoisted(half(blocks[:, :2])) * f32(_five_bits(blocks[:, 4:8], blocks[:, 8:]))
+    return scaled, jnp.broadcast_to(-hoisted(half(blocks[:, 2:4])), scaled.shape)
 
 
 @block_format(T.Q8_0)
 def _q8_0(blocks):
-    return half(blocks[:, :2]) * f32(bits_to(jnp.int8, blocks[:, 2:])), None
+    return hoisted(half(blocks[:, :2])) * f32(bits_to(jnp.int8, blocks[:, 2:])), None
 
 
 @block_format(T.Q8_K)
@@ -55,7 +57,7 @@ def _q8_k(blocks):
 @block_format(T.Q1_0)
 def _q1_0(blocks):
     """One sign bit a weight: set is +d, clear is -d (gguf-py has no decoder to compare with)."""
-    return half(blocks[:, :2]) * (2 * f32(bit_list(blocks[:, 2:])) - 1), None
+    return hoisted(half(blocks[:, :2])) * (2 * f32(bit_list(blocks[:, 2:])) - 1), None
 
 
 @block_format(T.TQ1_0)

@@ -71,6 +71,12 @@ class GgufFile:
         raw = np.frombuffer(self._part_of[name].map, np.uint8, info.nbytes, info.offset)
         return raw.reshape(-1, info.nbytes * info.shape[-1] // int(np.prod(info.shape)))
 
+    def forget(self, name: str) -> None:
+        """Gives the resident pages of a tensor back; reading it again maps them anew."""
+        info, mapped = self.info(name), self._part_of[name].map
+        first = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, info.offset + info.nbytes - first)
+
     def _open_other_parts(self) -> None:
         count = self.metadata.get("split.count", 1)
         if count <= 1:

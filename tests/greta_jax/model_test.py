@@ -34,7 +34,7 @@ def quantised(quantised_path):
 @pytest.mark.parametrize("which", ["oracle", "quantised"])
 def test_prefill_equals_prefill_then_decode_for_every_length(which, request):
     oracle = request.getfixturevalue(which)
-    ids = prompt(35)
+    ids = prompt(19)
     whole = oracle.prefill(ids)
     for n in range(1, len(ids)):
         before = oracle.prefill(ids[:n])
