@@ -21,6 +21,7 @@ from greta_jax.precision import Policy
 from hip_engine import kernels, routes
 from hip_engine.device import Device, open_device
 from hip_engine.errors import DeviceFault
+from hip_engine.gfx942 import jit
 
 
 def run(config: Config, clock: Clock) -> Alignment:
@@ -35,11 +36,8 @@ def run(config: Config, clock: Clock) -> Alignment:
         for prompt in config.prompt:
             tokenise(oracle, prompt, config.max_tokens)
     device = open_device(config.device)
-    with inject.host_patch(fault):
-        with clock.stage("kernel build"):
-            code_object = kernels.build(inject.kernel_patches(fault))
-        with clock.stage("translation"):
-            device.load(code_object)
+    parts = ((kernels, "build", "kernel build"), (jit, "compile_kernel", "translation"))
+    with inject.host_patch(fault), clock.watching(parts):
         with clock.stage("engine load"):
             engine = engines.Engine.open(
                 config.model,
