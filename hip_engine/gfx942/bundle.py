@@ -16,6 +16,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from hip_engine.errors import CodeObjectError
+from hip_engine.gfx942.code_object import WrongProcessor
 from hip_engine.toolchain import TARGET
 
 ELF, BUNDLE, COMPRESSED = b"\x7fELF", b"__CLANG_OFFLOAD_BUNDLE__", b"CCOB"
@@ -36,9 +37,10 @@ class Entry:
     target: str
     data: bytes
 
-    @property
-    def processor(self) -> str:
-        return self.target.split(":")[0]
+    def runs_on(self, processor: str) -> bool:
+        """This chip has sramecc on and runs with xnack off, so code for the opposite does not."""
+        name, *features = self.target.split(":")
+        return name == processor and not {"xnack+", "sramecc-"} & set(features)
 
 
 def select(data: bytes, processor: str = TARGET) -> tuple[bytes, ...]:
@@ -52,12 +54,12 @@ def select(data: bytes, processor: str = TARGET) -> tuple[bytes, ...]:
     if data[:4] == ELF and not _is_host(data):
         return (data,)
     entries = [e for e in unbundle(data) if e.kind != "host"]
-    chosen = tuple(e.data for e in entries if e.processor == processor and e.data)
+    chosen = tuple(e.data for e in entries if e.data and e.runs_on(processor))
     if not chosen:
         others = ", ".join(dict.fromkeys(e.target for e in entries)) or "no GPU"
-        raise CodeObjectError(
-            f"the bundle holds code for {others}, not {processor}: "
-            f"rebuild it with --offload-arch={processor}"
+        raise WrongProcessor(
+            f"the bundle holds code for {others}, not {processor} "
+            f"with xnack off: rebuild it with --offload-arch={processor}"
         )
     return chosen
 

@@ -6,7 +6,7 @@ Layout from LLVM's AMDGPU backend user guide, "Code Object V5" and "Kernel Descr
 import hashlib
 import io
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgpack
 from elftools.common.exceptions import ELFError
@@ -20,6 +20,10 @@ EF_AMDGPU_MACH_GFX942 = 0x4C
 NT_AMDGPU_METADATA = 32
 DESCRIPTOR_BYTES = 64
 MAX_IMAGE_BYTES = 1 << 31
+
+
+class WrongProcessor(CodeObjectError):
+    """Code for another GPU, which the message names."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class KernelDescriptor:
     kernarg_preload: int
     arguments: tuple[Argument, ...]
     max_workgroup_size: int
+    metadata: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def vgpr_count(self) -> int:
@@ -152,7 +157,7 @@ def _check_target(elf: ELFFile) -> None:
     machine = elf["e_flags"] & EF_AMDGPU_MACH_MASK
     if machine != EF_AMDGPU_MACH_GFX942:
         name = MACHINES.get(machine, f"machine 0x{machine:02x}")
-        raise CodeObjectError(
+        raise WrongProcessor(
             f"the code object is for {name}, not gfx942: rebuild it with --offload-arch=gfx942"
         )
 
@@ -222,6 +227,7 @@ def _descriptor(symbol, size, address, image, metadata) -> KernelDescriptor:
         kernarg_preload=preload,
         arguments=arguments,
         max_workgroup_size=int(metadata.get(".max_flat_workgroup_size", 1024)),
+        metadata=metadata,
     )
 
 

@@ -1,39 +1,30 @@
 """A real MI300X, through the C ABI of the HIP runtime (libamdhip64.so).
 
-Not run in this project's tests, which have no such machine; the calls and constants are those of
-hip_runtime_api.h of ROCm 6 and 7.
+The project's tests run it on an emulated runtime with the same ABI, since no MI300X is at hand.
 """
 
 import ctypes
-import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from ctypes import byref, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from hip_engine.device import AccessLog, Buffer, LaunchRecord
-from hip_engine.errors import (
-    CodeObjectError,
-    DeviceFault,
-    DeviceUnavailable,
-    LaunchError,
-    OutOfDeviceMemory,
-)
+from hip_engine.errors import DeviceUnavailable, LaunchError
 from hip_engine.gfx942.code_object import Argument, CodeObject
+from hip_engine.hip import library
 from hip_engine.hip.arguments import pack
+from hip_engine.hip.stream import Event, Stream, handle_of
 
-LIBRARY = "libamdhip64.so"
 ARCHITECTURE = "gfx942"
-SUCCESS, ERROR_OUT_OF_MEMORY = 0, 2
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 LAUNCH_PARAM_BUFFER_POINTER, LAUNCH_PARAM_BUFFER_SIZE, LAUNCH_PARAM_END = 1, 2, 3
 # Room for hipDeviceProp_t, whose layout differs between releases: gcnArchName is searched in it.
 PROPERTIES_BYTES = 8192
 ARCH_NAME = re.compile(rb"gfx[0-9a-f]+[^\0]*")
-REMEDY = "install ROCm 6 or later on a machine with an MI300X, or use --device=emulated"
 
 
 @dataclass(frozen=True)
@@ -51,42 +42,47 @@ class HipKernel:
 
 
 class HipDevice:
-    """The first gfx942 device of the machine."""
+    """The first gfx942 device of the machine. Errors of the runtime are HipError, by code."""
 
     def __init__(self):
-        self._hip = _load_library()
+        self.hip = library.load()
         ordinal, architecture = self._find_device()
-        self._call("hipSetDevice", ordinal)
+        self.hip.call("hipSetDevice", ordinal)
         self.name = f"mi300x {ordinal} ({architecture})"
         self._live: dict[int, Buffer] = {}
 
     def _find_device(self) -> tuple[int, str]:
-        count = ctypes.c_int(0)
-        status = self._hip.hipGetDeviceCount(ctypes.byref(count))
-        if status != SUCCESS or count.value == 0:
+        count = c_int(0)
+        status = self.hip.status("hipGetDeviceCount", byref(count))
+        if status or count.value == 0:
             raise DeviceUnavailable(
-                f"the HIP runtime sees no GPU ({self._text(status)}): check /dev/kfd, the amdgpu "
-                f"driver and the render group; {REMEDY}"
+                f"the HIP runtime sees no GPU ({self.hip.text(status)}): check /dev/kfd, the "
+                f"amdgpu driver and the render group; {library.REMEDY}"
             )
         seen = []
         for ordinal in range(count.value):
             properties = ctypes.create_string_buffer(PROPERTIES_BYTES)
-            self._call("hipGetDevicePropertiesR0600", properties, ordinal)
+            self.hip.call("hipGetDevicePropertiesR0600", properties, ordinal)
             match = ARCH_NAME.search(properties.raw)
             architecture = match[0].decode(errors="replace") if match else "unnamed"
             if architecture.split(":")[0] == ARCHITECTURE:
                 return ordinal, architecture
             seen.append(architecture)
         raise DeviceUnavailable(
-            f"no {ARCHITECTURE} among the GPUs of this machine ({', '.join(seen)}); {REMEDY}"
+            f"no {ARCHITECTURE} among the GPUs of this machine ({', '.join(seen)}); "
+            f"{library.REMEDY}"
         )
 
+    @property
+    def memory_bytes(self) -> tuple[int, int]:
+        """(free, total)."""
+        free, total = c_size_t(), c_size_t()
+        self.hip.call("hipMemGetInfo", byref(free), byref(total))
+        return free.value, total.value
+
     def allocate(self, nbytes: int, label: str) -> Buffer:
-        pointer = ctypes.c_void_p()
-        status = self._hip.hipMalloc(ctypes.byref(pointer), ctypes.c_size_t(max(nbytes, 1)))
-        if status == ERROR_OUT_OF_MEMORY:
-            raise OutOfDeviceMemory(f"{label}: {nbytes} bytes do not fit on {self.name}")
-        self._check(status, "hipMalloc")
+        context = f"{label}, {nbytes} bytes on {self.name}"
+        pointer = self.hip.make("hipMalloc", max(nbytes, 1), context=context)
         buffer = Buffer(pointer.value, nbytes, label)
         self._live[buffer.address] = buffer
         return buffer
@@ -94,46 +90,44 @@ class HipDevice:
     def free(self, buffer: Buffer) -> None:
         self._require_live(buffer)
         del self._live[buffer.address]
-        self._call("hipFree", ctypes.c_void_p(buffer.address))
+        self.hip.call("hipFree", buffer.address, context=buffer.label)
 
     def write(self, buffer: Buffer, array: np.ndarray, offset_bytes: int = 0) -> None:
         source = np.ascontiguousarray(array)
         self._require_range(buffer, offset_bytes, source.nbytes)
-        self._call(
-            "hipMemcpy",
-            ctypes.c_void_p(buffer.address + offset_bytes),
-            ctypes.c_void_p(source.ctypes.data),
-            ctypes.c_size_t(source.nbytes),
-            HOST_TO_DEVICE,
-        )
+        target = buffer.address + offset_bytes
+        copy = (target, source.ctypes.data, source.nbytes, HOST_TO_DEVICE)
+        self.hip.call("hipMemcpy", *copy, context=buffer.label)
 
     def read(
         self, buffer: Buffer, dtype: np.dtype, count: int, offset_bytes: int = 0
     ) -> np.ndarray:
         result = np.empty(count, dtype)
         self._require_range(buffer, offset_bytes, result.nbytes)
-        self._call(
-            "hipMemcpy",
-            ctypes.c_void_p(result.ctypes.data),
-            ctypes.c_void_p(buffer.address + offset_bytes),
-            ctypes.c_size_t(result.nbytes),
-            DEVICE_TO_HOST,
-        )
+        source = buffer.address + offset_bytes
+        copy = (result.ctypes.data, source, result.nbytes, DEVICE_TO_HOST)
+        self.hip.call("hipMemcpy", *copy, context=buffer.label)
         return result
+
+    def fill(self, buffer: Buffer, byte: int, stream: Stream | None = None) -> None:
+        """Set every byte, in the order of `stream`."""
+        self._require_live(buffer)
+        fill = (buffer.address, byte, buffer.nbytes, handle_of(stream))
+        self.hip.call("hipMemsetAsync", *fill, context=buffer.label)
 
     def load(self, code_object: bytes) -> dict[str, HipKernel]:
         parsed = CodeObject.parse(code_object)
-        module = ctypes.c_void_p()
-        status = self._hip.hipModuleLoadData(ctypes.byref(module), code_object)
-        if status != SUCCESS:
-            raise CodeObjectError(f"the driver refused the code object: {self._text(status)}")
+        module = self.hip.make("hipModuleLoadData", code_object, context="code object")
         kernels = {}
         for symbol, descriptor in parsed.kernels.items():
-            function = ctypes.c_void_p()
-            self._call("hipModuleGetFunction", ctypes.byref(function), module, symbol.encode())
+            function = self.hip.make("hipModuleGetFunction", module, symbol.encode())
             explicit = tuple(a for a in descriptor.arguments if not a.hidden)
             kernels[symbol] = HipKernel(symbol, parsed.sha256, explicit, function)
         return kernels
+
+    def open(self, code_object: bytes) -> dict[str, HipKernel]:
+        """As `load`: the driver needs no translation that could wait."""
+        return self.load(code_object)
 
     def launch(
         self,
@@ -142,41 +136,48 @@ class HipDevice:
         block: tuple[int, int, int],
         args: Sequence,
         dynamic_lds_bytes: int = 0,
+        stream: Stream | None = None,
     ) -> LaunchRecord:
-        """Enqueues on the null stream. Errors of the kernel itself show at the next `synchronize`.
+        """Enqueues a launch. Errors of the kernel itself show at the next `synchronize`.
 
         Raises:
           LaunchError: arguments, grid or block refused.
         """
+        grid, block = tuple(grid), tuple(block)
+        if len(grid) != 3 or len(block) != 3 or not 1 <= min(*grid, *block) <= max(*grid) < 1 << 31:
+            raise LaunchError(f"{kernel.symbol}: grid {grid} and block {block}: 3 positive sizes")
         packed = pack(kernel.symbol, kernel.explicit, args)
-        size = ctypes.c_size_t(len(packed))
+        size = c_size_t(len(packed))
         holder = ctypes.create_string_buffer(packed, len(packed))
-        extra = (ctypes.c_void_p * 5)(
+        extra = (c_void_p * 5)(
             LAUNCH_PARAM_BUFFER_POINTER,
             ctypes.addressof(holder),
             LAUNCH_PARAM_BUFFER_SIZE,
             ctypes.addressof(size),
             LAUNCH_PARAM_END,
         )
-        status = self._hip.hipModuleLaunchKernel(
-            kernel.function, *grid, *block, dynamic_lds_bytes, None, None, extra
+        self.hip.call(
+            "hipModuleLaunchKernel",
+            *(kernel.function, *grid, *block, dynamic_lds_bytes, handle_of(stream), None, extra),
+            context=f"{kernel.symbol} grid {grid} block {block}",
         )
-        if status != SUCCESS:
-            raise LaunchError(f"{kernel.symbol} grid {grid} block {block}: {self._text(status)}")
-        return LaunchRecord(kernel.symbol, kernel.code_object_sha256, tuple(grid), tuple(block))
+        return LaunchRecord(kernel.symbol, kernel.code_object_sha256, grid, block)
+
+    def stream(self) -> Stream:
+        """A new stream, for a `with` block."""
+        return Stream(self.hip)
+
+    def event(self) -> Event:
+        """A new event, for a `with` block."""
+        return Event(self.hip)
 
     def synchronize(self) -> None:
-        status = self._hip.hipDeviceSynchronize()
-        if status != SUCCESS:
-            raise DeviceFault(
-                f"the device reports {self._text(status)}; run on the emulated device to see where",
-                kernel=None,
-                instruction=None,
-                offset=None,
-                workgroup=None,
-                wave=None,
-                lane=None,
-            )
+        """Waits for everything enqueued.
+
+        Raises:
+          DeviceFault: a kernel faulted (the emulated device says where).
+        """
+        self.hip.call("hipDeviceSynchronize")
 
     def watch(self) -> AbstractContextManager[AccessLog]:
         raise DeviceUnavailable(
@@ -194,29 +195,3 @@ class HipDevice:
                 f"bytes {offset_bytes}..{offset_bytes + nbytes} of {buffer.label}, which has "
                 f"{buffer.nbytes}"
             )
-
-    def _call(self, function: str, *args):
-        self._check(getattr(self._hip, function)(*args), function)
-
-    def _check(self, status: int, function: str):
-        if status != SUCCESS:
-            raise LaunchError(f"{function} on {self.name}: {self._text(status)}")
-
-    def _text(self, status: int) -> str:
-        return self._hip.hipGetErrorString(status).decode()
-
-
-def _load_library() -> ctypes.CDLL:
-    rocm = Path(os.environ.get("ROCM_PATH") or "/opt/rocm") / "lib" / LIBRARY
-    for name in (str(rocm), LIBRARY):
-        try:
-            library = ctypes.CDLL(name)
-        except OSError:
-            continue
-        library.hipGetErrorString.restype = ctypes.c_char_p
-        status = library.hipInit(0)
-        if status != SUCCESS:
-            text = library.hipGetErrorString(status).decode()
-            raise DeviceUnavailable(f"{name} is here, but hipInit says {text}; {REMEDY}")
-        return library
-    raise DeviceUnavailable(f"no HIP runtime ({LIBRARY}) in {rocm.parent} or on the path; {REMEDY}")

@@ -4,8 +4,7 @@ import pytest
 from hip_engine.device import Buffer, open_device
 from hip_engine.errors import DeviceUnavailable, LaunchError
 from hip_engine.gfx942.code_object import Argument
-from hip_engine.hip import arguments
-from hip_engine.hip import device as hip
+from hip_engine.hip import arguments, library
 
 POINTER = Argument("x", 0, 8, "global_buffer")
 COUNT = Argument("n", 8, 4, "by_value")
@@ -15,7 +14,7 @@ ALL = (POINTER, COUNT, SCALE)
 
 def test_a_machine_without_hip_is_told_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("ROCM_PATH", str(tmp_path))
-    monkeypatch.setattr(hip, "LIBRARY", "libabsent.so")
+    monkeypatch.setattr(library, "NAME", "libabsent.so")
     with pytest.raises(DeviceUnavailable, match="no HIP runtime.*--device=emulated"):
         open_device("mi300x")
 

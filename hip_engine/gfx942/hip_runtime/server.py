@@ -1,0 +1,85 @@
+"""Answers the calls of libamdhip64.c: one callback, a table of handlers, errors to codes."""
+
+import ctypes
+import functools
+import threading
+import traceback
+
+from hip_engine.errors import (
+    CodeObjectError,
+    CompilerMissing,
+    LaunchError,
+    OutOfDeviceMemory,
+    UnsupportedInstruction,
+)
+from hip_engine.gfx942.code_object import WrongProcessor
+from hip_engine.gfx942.hip_runtime import (  # noqa: F401  (they fill HANDLERS)
+    device_calls,
+    graph_calls,
+    memory_calls,
+    module_calls,
+    stream_calls,
+)
+from hip_engine.gfx942.hip_runtime.runtime import HANDLERS, HipFailure, Runtime, api
+from hip_engine.hip.errors import BY_NAME, name_of
+
+# First match wins: subclasses stand before their bases.
+CODE_OF = (
+    (OutOfDeviceMemory, "OutOfMemory"),
+    (WrongProcessor, "NoBinaryForGpu"),
+    (UnsupportedInstruction, "NotSupported"),
+    (CodeObjectError, "InvalidImage"),
+    (LaunchError, "InvalidValue"),
+    (CompilerMissing, "NotInitialized"),
+    (MemoryError, "OutOfMemory"),
+    (NotImplementedError, "NotSupported"),
+)
+UNKNOWN = 999
+
+_lock = threading.RLock()
+_served = []  # callbacks given to the library must not be collected
+
+
+@functools.cache
+def runtime() -> Runtime:
+    """The runtime of this process, made at the first call."""
+    return Runtime()
+
+
+def attach(slot: int) -> None:
+    """Put the callback into the library's function pointer at address `slot`."""
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint64))
+    _served.append(kind(serve))
+    ctypes.c_void_p.from_address(slot).value = ctypes.cast(_served[-1], ctypes.c_void_p).value
+
+
+def serve(name: bytes, arguments) -> int:
+    """hipError_t of one call (or the address of a string); nothing escapes into C."""
+    call = name.decode()
+    with _lock:
+        try:
+            function, arity = HANDLERS[call]
+            return function(runtime(), *arguments[:arity]) or 0
+        except HipFailure as error:
+            return _fail(call, error.code, error.reason)
+        except tuple(kind for kind, _ in CODE_OF) as error:
+            code = next(BY_NAME[name] for kind, name in CODE_OF if isinstance(error, kind))
+            return _fail(call, code, str(error))
+        except Exception as error:
+            traceback.print_exc()
+            return _fail(call, UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def _fail(call: str, code: int, reason: str) -> int:
+    runtime().explain(code, f"{call}: {reason}")
+    return code
+
+
+@api
+def hipGetErrorString(hip: Runtime, code: int) -> int:
+    return hip.text(hip.error_text(code & 0xFFFFFFFF))
+
+
+@api
+def hipGetErrorName(hip: Runtime, code: int) -> int:
+    return hip.text(name_of(code & 0xFFFFFFFF))

@@ -1,0 +1,109 @@
+"""Streams, events and graphs of the HIP runtime, each freed when its `with` block ends."""
+
+import ctypes
+from ctypes import byref, c_float, c_void_p
+
+from hip_engine.hip import errors
+from hip_engine.hip.library import Hip
+
+NON_BLOCKING = 1
+CAPTURE_GLOBAL = 0
+
+
+class Handle:
+    """A handle that one call made and another destroys."""
+
+    def __init__(self, hip: Hip, handle: c_void_p, destroy: str):
+        self.hip, self.handle, self._destroy = hip, handle, destroy
+
+    def close(self) -> None:
+        if self.handle:
+            handle, self.handle = self.handle, None
+            self.hip.call(self._destroy, handle)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Event(Handle):
+    def __init__(self, hip: Hip):
+        super().__init__(hip, hip.make("hipEventCreate"), "hipEventDestroy")
+
+    def record(self, stream: "Stream | None" = None) -> None:
+        self.hip.call("hipEventRecord", self.handle, handle_of(stream))
+
+    def synchronize(self) -> None:
+        self.hip.call("hipEventSynchronize", self.handle)
+
+    def elapsed_ms(self, begin: "Event") -> float:
+        """Time since `begin`; both must be recorded and done."""
+        elapsed = c_float()
+        self.hip.call("hipEventElapsedTime", byref(elapsed), begin.handle, self.handle)
+        return elapsed.value
+
+
+class Graph(Handle):
+    """An executable graph."""
+
+    def launch(self, stream: "Stream") -> None:
+        self.hip.call("hipGraphLaunch", self.handle, stream.handle)
+
+
+class Capture:
+    """Work enqueued on the stream inside the `with` is recorded; `graph` is there after it."""
+
+    def __init__(self, stream: "Stream"):
+        self._stream, self.graph = stream, None
+
+    def __enter__(self) -> "Capture":
+        self._stream.hip.call("hipStreamBeginCapture", self._stream.handle, CAPTURE_GLOBAL)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        hip = self._stream.hip
+        recorded = c_void_p()
+        status = hip.status("hipStreamEndCapture", self._stream.handle, byref(recorded))
+        if kind is not None:
+            if recorded:
+                hip.status("hipGraphDestroy", recorded)
+            return
+        if status != errors.SUCCESS:
+            raise errors.error("hipStreamEndCapture", status, hip.text(status))
+        try:
+            made = hip.make("hipGraphInstantiate", recorded, None, None, 0)
+        finally:
+            hip.call("hipGraphDestroy", recorded)
+        self.graph = Graph(hip, made, "hipGraphExecDestroy")
+
+
+class Stream(Handle):
+    """Work enqueued here runs in order, beside that of other streams."""
+
+    def __init__(self, hip: Hip):
+        made = hip.make("hipStreamCreateWithFlags", NON_BLOCKING)
+        super().__init__(hip, made, "hipStreamDestroy")
+
+    def synchronize(self) -> None:
+        self.hip.call("hipStreamSynchronize", self.handle)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything enqueued so far is done."""
+        status = self.hip.status("hipStreamQuery", self.handle)
+        if status not in (errors.SUCCESS, errors.NOT_READY):
+            raise errors.error("hipStreamQuery", status, self.hip.text(status))
+        return status == errors.SUCCESS
+
+    def wait(self, event: Event) -> None:
+        """Later work of this stream starts after what `event` recorded."""
+        self.hip.call("hipStreamWaitEvent", self.handle, event.handle, 0)
+
+    def capture(self) -> Capture:
+        return Capture(self)
+
+
+def handle_of(stream: Stream | None) -> ctypes.c_void_p | None:
+    return stream.handle if stream else None
