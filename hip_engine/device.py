@@ -1,6 +1,6 @@
 """What the engine asks of a device, whether it is an MI300X or an emulated one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -89,6 +89,9 @@ class Device(Protocol):
     ) -> np.ndarray: ...
 
     def load(self, code_object: bytes) -> dict[str, Kernel]: ...
+
+    def open(self, code_object: bytes) -> Mapping[str, Kernel]:
+        """As `load`, where a kernel is made ready when it is first asked for."""
 
     def launch(
         self,

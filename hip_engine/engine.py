@@ -1,32 +1,37 @@
 """Prefill and decode of a Llama on a device: every operation a kernel, every site readable."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from hip_engine import kernels
 from hip_engine.device import Device, LaunchRecord
-from hip_engine.errors import ContextOverflow, EngineError, TokenRefused
-from hip_engine.kv_cache import DTYPES, KERNEL_NAMES, KvCache, KvGeometry
-from hip_engine.launcher import AttentionShape, Launcher, Matrix, attention_symbol
-from hip_engine.memory_plan import MemoryPlan, rope_table, site_shapes
-from hip_engine.routes import Attestation, Route, observe, resolve
+from hip_engine.errors import ContextOverflow, TokenRefused
+from hip_engine.forward import AttentionChoice, Forward, Row
+from hip_engine.kv_cache import KvCache, KvGeometry, KvLayout
+from hip_engine.launcher import Launcher
+from hip_engine.memory_plan import MemoryPlan, rope_table
+from hip_engine.options import Options
+from hip_engine.routes import Attestation, Route, attention_symbol, observe, resolve
 from hip_engine.spot_check import check_weights_on_device
-from hip_engine.taps import NO_LAYER, NO_TAPS, SITES, Step, Taps
+from hip_engine.taps import NO_LAYER, NO_TAPS, Step, Taps, declared_precision, sites_of
 from hip_engine.weights import ModelFile, open_model
 
 
 class Engine:
-    """One sequence on one device, from `open`; refusals are EngineErrors before any launch.
+    """Sequences on one device, from `open`; refusals are EngineErrors before any launch.
+
+    Sequence 0 is always there: `step` and `prefill` mean it unless told otherwise.
 
     Attributes:
       config, model_sha256, code_object_sha256: what runs.
-      route, route_reason: the concrete route, and why `auto` became it.
-      precision: site -> {"store", "accumulate"} dtypes, as the kernels are written.
-      sites: the sites that can be tapped; attn.scores and attn.probs stay in registers.
-      position: tokens in the cache, which is the position of the next one.
-      launch_log: what was launched since `reset`.
+      route, route_reason: the concrete route of decode, and why `auto` became it.
+      precision: site -> {"store", "accumulate"} dtypes, as the kernels are written; "operands" too
+        where inputs are rounded before they are multiplied.
+      sites: the sites that can be tapped.
+      launch_log: what decode launched since `reset`; prefill_log: what batched prefill did.
     """
 
     @classmethod
@@ -39,61 +44,62 @@ class Engine:
         max_context: int | None = None,
         source_patch: Sequence[tuple[str, str, str]] = (),
         check_weights: bool = True,
+        **options,
     ) -> "Engine":
         """Checks the file, builds the kernels and puts the model on the device.
 
         `source_patch`: (file, old, new) changes of the kernels' sources, for fault injection.
+        `options`: fields of Options: pages, batches, window, soft cap.
 
         Raises:
           EngineError: a subclass that names what is wrong with the file, route, type or device.
         """
         wanted = route if isinstance(route, Route) else Route.parse(route)
-        chosen, reason = resolve(wanted)
-        if kv_dtype not in DTYPES:
-            raise EngineError(f"unknown kv dtype {kv_dtype!r}: use {' or '.join(DTYPES)}")
+        chosen = Options(kv_dtype=kv_dtype, **options).checked()
         model = open_model(model_path)
-        positions = model.config.context_length if max_context is None else max_context
-        if not 0 < positions <= model.config.context_length:
-            raise ContextOverflow(
-                f"a context of {positions} tokens: the model has 1 to {model.config.context_length}"
-            )
-        engine = cls(model, Launcher(device, kernels.build(source_patch)), kv_dtype, positions)
-        engine.route, engine.route_reason = chosen, reason
+        chosen = replace(chosen, max_context=_context(model, max_context))
+        concrete, reason = resolve(wanted, chosen.kv_type, model.config)
+        instance = kernels.Instance(model.config.H, chosen.kv_type.symbol)
+        launcher = Launcher(device, kernels.build(source_patch, instance))
+        engine = cls(model, launcher, concrete, reason, chosen)
         if check_weights:
-            check_weights_on_device(engine._launcher, model, engine._buffers)
-            engine._launcher.take_records()
+            check_weights_on_device(launcher, model, engine._buffers)
         return engine
 
-    def __init__(self, model: ModelFile, launcher: Launcher, kv_dtype: str, positions: int):
-        self.config = config = model.config
-        self.model_sha256 = model.sha256
-        self.sites = SITES
-        kv_stored = {"kv.k": kv_dtype, "kv.v": kv_dtype}
-        self.precision = {
-            site: {"store": kv_stored.get(site, "float32"), "accumulate": "float32"}
-            for site in SITES
-        }
-        self._model, self._launcher, self._device = model, launcher, launcher.device
-        self._cache_name = KERNEL_NAMES[kv_dtype]
-        self._attention = attention_symbol(launcher.kernels, self._cache_name, config.H, config.G)
-        self.code_object_sha256 = launcher.kernels[self._attention].code_object_sha256
-        plan = MemoryPlan.of(model, kv_dtype, positions)
-        self._buffers = plan.allocate(self._device)
-        self._address = {label: buffer.address for label, buffer in self._buffers.items()}
-        self._cache = KvCache(config, kv_dtype, positions, self._buffers)
-        self._shape = AttentionShape(
-            config.N, config.K, config.H, self._cache.head_stride_elements, plan.max_chunks
+    def __init__(
+        self, model: ModelFile, launcher: Launcher, route: Route, reason: str, options: Options
+    ):
+        config, kind = model.config, options.kv_type
+        self.config, self.model_sha256 = config, model.sha256
+        self.route, self.route_reason = route, reason
+        self.sites, self.precision = sites_of(route), declared_precision(route, kind)
+        self._launcher, self._device, self._options = launcher, launcher.device, options
+        self._choice = _choose(route, launcher, model, options)
+        # Rows of one sequence must all be appended before any is read: fused cannot.
+        self._prefill = _choose(Route("manual", route.matmul), launcher, model, options)
+        self.code_object_sha256 = launcher.kernels[self._choice.symbol].code_object_sha256
+        layout = KvLayout(
+            kind, options.max_context, options.sequences, options.page_slots, options.pages
         )
-        self._site_shapes = site_shapes(config)
-        self._device.write(self._buffers["rope.cos_sin"], rope_table(config, positions))
+        plan = MemoryPlan.of(model, layout, options.max_rows)
+        self._buffers = plan.allocate(self._device)
+        self._device.write(self._buffers["rope.cos_sin"], rope_table(config, layout.positions))
         for name, tensor in model.tensors.items():
             self._device.write(self._buffers[name], np.ascontiguousarray(tensor.data))
+        scales = options.kv_scales(config) if kind.scaled else None
+        self._cache = KvCache(config, layout, self._device, self._buffers, scales)
+        self._forward = Forward(
+            *(model, launcher, self._cache, self._buffers, plan.max_chunks),
+            read_offset_bytes=lambda layer: self.kv_layer_offset_bytes(layer),
+        )
         self.reset()
 
     def reset(self):
-        """Empties the cache: the next token is at position 0."""
-        self.position = 0
+        """Closes every sequence and opens an empty sequence 0."""
+        self._cache.clear()
+        self._cache.pool.open()
         self.launch_log: list[LaunchRecord] = []
+        self.prefill_log: list[LaunchRecord] = []
 
     def close(self):
         """Frees the device's memory; the engine cannot be used afterwards."""
@@ -101,161 +107,130 @@ class Engine:
             self._device.free(buffer)
         self._buffers = {}
 
+    @property
+    def position(self) -> int:
+        """Tokens of sequence 0 in the cache, which is the position of its next one."""
+        return self._cache.pool.length(0)
+
+    @property
+    def pool(self):
+        """Block tables, lengths and reference counts: to be read."""
+        return self._cache.pool
+
     def kv_geometry(self) -> KvGeometry:
-        return self._cache.geometry
+        return self._cache.geometry()
 
     def kv_layer_offset_bytes(self, layer: int) -> int:
         """The slab that attention *reads* for `layer`, in bytes from the start of kv.k and kv.v.
 
-        The append has its own (KvCache.layer_offset_bytes). Fault R7 of GRETA, attention handed
-        the base of layer 0, is `engine.kv_layer_offset_bytes = lambda layer: 0`.
+        The append has its own (Forward). Fault R7 of GRETA, attention handed the base of layer 0,
+        is `engine.kv_layer_offset_bytes = lambda layer: 0`.
         """
         return self._cache.layer_offset_bytes(layer)
 
     def attest(self) -> Attestation:
-        """The route that what was launched since `reset` amounts to."""
+        """The route that what decode launched since `reset` amounts to."""
         return observe(self.launch_log)
 
-    def prefill(self, token_ids: Sequence[int], taps: Taps | None = None) -> list[Step]:
-        """`step` for each token; refused as a whole if the tokens do not fit.
+    def open_sequence(self) -> int:
+        return self._cache.pool.open()
+
+    def fork_sequence(self, sequence: int, length: int) -> int:
+        """A new sequence that shares the first `length` tokens, pages and all, with another."""
+        child = self._cache.pool.fork(sequence, length)
+        self._cache.write_tables()
+        return child
+
+    def close_sequence(self, sequence: int):
+        """Frees and poisons the pages that no other sequence shares."""
+        freed = self._cache.pool.close(sequence)
+        self._cache.write_tables()
+        for page in freed:
+            self._cache.poison_page(self._launcher, page)
+
+    def prefill(
+        self, token_ids: Sequence[int], taps: Taps | None = None, sequence: int = 0
+    ) -> list[Step]:
+        """Appends tokens to a sequence in passes of up to max_rows; one Step for each token.
+
+        However the tokens are cut into passes, and whether the last one comes by `step`, on valu
+        routes every Step has the same bits.
 
         Raises:
-          ContextOverflow, TokenRefused: nothing was changed.
+          ContextOverflow, OutOfPages, TokenRefused, UnknownSite: nothing was changed.
         """
-        self._check_fits(token_ids)
-        return [self.step(token_id, taps) for token_id in token_ids]
+        taps = self._check(token_ids, taps)
+        self._reserve({sequence: len(token_ids)})
+        steps: list[Step] = []
+        while len(steps) < len(token_ids):
+            first = self._cache.pool.length(sequence)
+            chunk = token_ids[len(steps) : len(steps) + self._options.max_rows]
+            rows = [Row(sequence, token, first + i) for i, token in enumerate(chunk)]
+            steps += self._pass(rows, taps)
+        return steps
 
-    def step(self, token_id: int, taps: Taps | None = None) -> Step:
-        """Runs one token at the current position; the cache then holds it.
+    def step(self, token_id: int, taps: Taps | None = None, sequence: int = 0) -> Step:
+        """Runs one token at the sequence's position; the cache then holds it.
 
         Raises:
-          ContextOverflow, TokenRefused, UnknownSite: nothing was changed.
+          ContextOverflow, OutOfPages, TokenRefused, UnknownSite: nothing was changed.
           DeviceFault: a kernel failed; the position did not advance.
         """
-        self._check_fits([token_id])
-        taps = taps or NO_TAPS
-        taps.check(self.config.L)
-        self._launcher.take_records()  # of a step that a fault ended
-        self._write_int("step.token", token_id)
-        self._write_int("step.position", self.position)
-        taken = self._run(taps)
-        logits_V = self._read_site("logits")[0]
-        top1 = int(self._device.read(self._buffers["step.top1"], np.dtype(np.int32), 1)[0])
-        records = self._launcher.take_records()
-        self.launch_log.extend(records)
-        self.position += 1
-        return Step(self.position - 1, logits_V, top1, taken, records)
+        return self.decode({sequence: token_id}, taps)[sequence]
 
-    def _check_fits(self, token_ids: Sequence[int]):
-        room = self._cache.geometry.positions - self.position
-        if len(token_ids) > room:
-            raise ContextOverflow(
-                f"{len(token_ids)} tokens at position {self.position}: the cache has room for "
-                f"{room} of {self._cache.geometry.positions}"
-            )
+    def decode(self, tokens: Mapping[int, int], taps: Taps | None = None) -> dict[int, Step]:
+        """One token for each of several sequences, of any lengths, in one pass. As `step`."""
+        taps = self._check(tokens.values(), taps)
+        self._reserve(dict.fromkeys(tokens, 1))
+        rows = [Row(s, token, self._cache.pool.length(s)) for s, token in tokens.items()]
+        return dict(zip(tokens, self._pass(rows, taps), strict=True))
+
+    def _check(self, token_ids, taps: Taps | None) -> Taps:
         for token_id in token_ids:
             if not 0 <= token_id < self.config.V:
                 raise TokenRefused(f"token {token_id}: the vocabulary is 0..{self.config.V - 1}")
+        taps = taps or NO_TAPS
+        taps.check(self.sites, self.config.L)
+        return taps
 
-    def _run(self, taps: Taps) -> dict[tuple[int, str], np.ndarray]:
-        """The whole model at the current position."""
-        config, at, launch = self.config, self._address, self._launcher
-        taken: dict[tuple[int, str], np.ndarray] = {}
+    def _reserve(self, wanted: dict[int, int]):
+        for pages in self._cache.pool.reserve(wanted):
+            self._cache.copy_page(self._launcher, pages)
+        self._cache.write_tables()
 
-        def tap(layer: int, *sites: str):
-            for site in sites:
-                if taps.wants(layer, site):
-                    taken[layer, site] = self._read_site(site, layer)
-
-        embedding = self._model.tensors["token_embd.weight"]
-        launch.gather_rows(
-            embedding.format, at[embedding.name], at["step.token"], at["embed"], config.D, T=1
+    def _pass(self, rows: Sequence[Row], taps: Taps) -> list[Step]:
+        self._launcher.take_records()  # of a pass that a fault ended, or of page copies
+        batched = len({row.sequence for row in rows}) < len(rows)
+        choice, log = (
+            (self._prefill, self.prefill_log) if batched else (self._choice, self.launch_log)
         )
-        tap(NO_LAYER, "embed")
-        x = "embed"
-        for layer in range(config.L):
-            self._attend(layer, x, tap)
-            self._feed_forward(layer, tap)
-            x = "resid.out"
-        self._norm(x, "output_norm.weight", "final.norm")
-        tap(NO_LAYER, "final.norm")
-        output = "output.weight" if "output.weight" in self._model.tensors else embedding.name
-        self._project("final.norm", {output: "logits"})
-        tap(NO_LAYER, "logits")
-        launch.argmax(at["logits"], at["step.top1"], config.V, T=1)
-        return taken
-
-    def _attend(self, layer: int, x: str, tap):
-        config, at, launch, block = self.config, self._address, self._launcher, f"blk.{layer}"
-        N, K, H = config.N, config.K, config.H
-        self._norm(x, f"{block}.attn_norm.weight", "attn.norm")
-        tap(layer, "attn.norm")
-        qkv = {f"{block}.attn_{name}.weight": f"attn.{name}" for name in "qkv"}
-        self._project("attn.norm", qkv)
-        tap(layer, "attn.q", "attn.k", "attn.v")
-        turned = (at["attn.q_rope"], at["attn.k_rope"])
-        position = at["step.position"]
-        launch.rope(
-            at["attn.q"], at["attn.k"], at["rope.cos_sin"], position, turned, (N, K, H), T=1
-        )
-        tap(layer, "attn.q_rope", "attn.k_rope")
-        written = [at[name] + self._cache.layer_offset_bytes(layer) for name in ("kv.k", "kv.v")]
-        stride = self._shape.head_stride
-        launch.kv_append(
-            self._cache_name, turned[1], at["attn.v"], position, written, stride, (K, H), T=1
-        )
-        tap(layer, "kv.k", "kv.v")
-        read = [at[name] + self.kv_layer_offset_bytes(layer) for name in ("kv.k", "kv.v")]
-        partials = [at[f"attn.partial_{name}"] for name in ("max", "sum", "out")]
-        S = self.position + 1
-        launch.attention(
-            self._attention, turned[0], read, position, partials, at["attn.out"], S, self._shape
-        )
-        tap(layer, "attn.out")
-        self._project("attn.out", {f"{block}.attn_output.weight": "attn.proj"})
-        tap(layer, "attn.proj")
-        launch.residual_add(at[x], at["attn.proj"], at["resid.mid"], config.D)
-        tap(layer, "resid.mid")
-
-    def _feed_forward(self, layer: int, tap):
-        at, launch, block = self._address, self._launcher, f"blk.{layer}"
-        self._norm("resid.mid", f"{block}.ffn_norm.weight", "ffn.norm")
-        tap(layer, "ffn.norm")
-        self._project(
-            "ffn.norm",
-            {f"{block}.ffn_{name}.weight": f"ffn.{name}" for name in ("gate", "up")},
-        )
-        tap(layer, "ffn.gate", "ffn.up")
-        launch.swiglu(at["ffn.gate"], at["ffn.up"], at["ffn.act"], self.config.F)
-        tap(layer, "ffn.act")
-        self._project("ffn.act", {f"{block}.ffn_down.weight": "ffn.down"})
-        tap(layer, "ffn.down")
-        launch.residual_add(at["resid.mid"], at["ffn.down"], at["resid.out"], self.config.D)
-        tap(layer, "resid.out")
-
-    def _norm(self, x: str, weight: str, output: str):
-        at, config = self._address, self.config
-        self._launcher.rms_norm(at[x], at[weight], at[output], config.D, config.norm_eps, T=1)
-
-    def _project(self, x: str, outputs: dict[str, str]):
-        """Weight names -> sites; weights of one format share a launch."""
-        by_format: dict[str, list[Matrix]] = {}
-        for name, site in outputs.items():
-            tensor = self._model.tensors[name]
-            matrix = Matrix(self._address[name], self._address[site], tensor.rows)
-            by_format.setdefault(tensor.format, []).append(matrix)
-        for format, matrices in by_format.items():
-            self._launcher.gemv(format, self._address[x], matrices, tensor.columns, T=1)
-
-    def _read_site(self, site: str, layer: int = NO_LAYER) -> np.ndarray:
-        if site in ("kv.k", "kv.v"):
-            return self._cache.live_slab(
-                self._device, site.removeprefix("kv."), layer, self.position + 1
+        taken = self._forward.run(rows, choice, taps)
+        logits = self._forward.read_site("logits", NO_LAYER, rows)
+        top1 = self._forward.read_top1(len(rows))
+        records = self._launcher.take_records()
+        log.extend(records)
+        for row in rows:
+            self._cache.pool.advance(row.sequence, 1)
+        return [
+            Step(
+                row.position,
+                logits[i][0],
+                top1[i],
+                {place: arrays[i] for place, arrays in taken.items()},
+                records,
             )
-        shape = self._site_shapes[site]
-        count = int(np.prod(shape))
-        flat = self._device.read(self._buffers[site], np.dtype(np.float32), count)
-        return flat.reshape(1, *shape)
+            for i, row in enumerate(rows)
+        ]
 
-    def _write_int(self, label: str, value: int):
-        self._device.write(self._buffers[label], np.array([value], np.int32))
+
+def _context(model: ModelFile, wanted: int | None) -> int:
+    longest = model.config.context_length
+    positions = longest if wanted is None else wanted
+    if not 0 < positions <= longest:
+        raise ContextOverflow(f"a context of {positions} tokens: the model has 1 to {longest}")
+    return positions
+
+
+def _choose(route: Route, launcher: Launcher, model: ModelFile, options: Options):
+    symbol = attention_symbol(launcher.kernels, route, options.kv_type, model.config)
+    return AttentionChoice(route, symbol, options.kv_type.symbol, options.window, options.softcap)

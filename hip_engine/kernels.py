@@ -18,6 +18,20 @@ FLAGS = (
 )
 
 
+class Instance(NamedTuple):
+    """What attention is compiled for: head size, and cache type as kernel symbols spell it."""
+
+    head_dim: int = 64
+    cache: str = "f16"
+
+    @property
+    def flags(self) -> tuple[str, str]:
+        return f"-DGRETA_HEAD_DIM={self.head_dim}", f"-DGRETA_KV_{self.cache}"
+
+
+DEFAULT = Instance()
+
+
 class Patch(NamedTuple):
     """A change of one source file, in memory: `old` must occur exactly once in `file`."""
 
@@ -26,7 +40,7 @@ class Patch(NamedTuple):
     new: str
 
 
-def build(patches: Sequence[Patch] = ()) -> bytes:
+def build(patches: Sequence[Patch] = (), instance: Instance = DEFAULT) -> bytes:
     """The code object of every kernel, from the cache or from the compiler.
 
     `patches` (file, old, new) change the sources of this build only; faults are injected so.
@@ -39,10 +53,11 @@ def build(patches: Sequence[Patch] = ()) -> bytes:
     for patch in map(Patch._make, patches):
         sources[patch.file] = _apply(patch, sources)
     compiler, version = find_compiler()
-    cached = cache_dir("kernels") / f"{_content_key(sources, version)}.co"
+    flags = (*FLAGS, *instance.flags)
+    cached = cache_dir("kernels") / f"{_content_key(sources, flags, version)}.co"
     if cached.exists():
         return cached.read_bytes()
-    code_object = _compile(compiler, sources)
+    code_object = _compile(compiler, flags, sources)
     write_atomically(cached, code_object)
     return code_object
 
@@ -65,19 +80,19 @@ def _apply(patch: Patch, sources: dict[str, str]) -> str:
     return sources[patch.file].replace(patch.old, patch.new)
 
 
-def _content_key(sources: dict[str, str], version: str) -> str:
+def _content_key(sources: dict[str, str], flags: Sequence[str], version: str) -> str:
     digest = hashlib.sha256()
-    for part in (version, *FLAGS, *(item for pair in sources.items() for item in pair)):
+    for part in (version, *flags, *(item for pair in sources.items() for item in pair)):
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()
 
 
-def _compile(compiler: str, sources: dict[str, str]) -> bytes:
+def _compile(compiler: str, flags: Sequence[str], sources: dict[str, str]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="greta-kernels-") as directory:
         for name, text in sources.items():
             Path(directory, name).write_text(text)
-        done = run([compiler, *FLAGS, UNIT, "-o", "kernels.co"], cwd=directory)
+        done = run([compiler, *flags, UNIT, "-o", "kernels.co"], cwd=directory)
         output = Path(directory, "kernels.co")
         if done.returncode != 0 or not output.exists():
             errors = [line for line in done.stderr.splitlines() if "error" in line]

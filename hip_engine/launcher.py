@@ -9,19 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hip_engine.device import Device, Kernel, LaunchRecord
-from hip_engine.errors import RouteNotBuilt
+from hip_engine.device import Device, LaunchRecord
 
-# These mirror constants of the kernels: GemvShape, kElementwiseThreads, kChunk.
+# These mirror constants of the kernels: GemvShape, kBatch, kElementwiseThreads, kChunk.
 THREADS = 256
 GEMV_ROWS_PER_WAVE = 4
 GEMV_WAVES = 4
+GEMM_TOKENS = 4
 UNIT = 32
 WAVE = 64
 ARGMAX_THREADS = 1024
 ATTENTION_CHUNK = 256
 MAX_CHUNK_WORKGROUPS = 1024
-HEAD_TILES = (1, 4)
 
 
 class Matrix(NamedTuple):
@@ -32,16 +31,6 @@ class Matrix(NamedTuple):
     rows: int
 
 
-class AttentionShape(NamedTuple):
-    """What an attention launch needs beside addresses. `head_stride`: elements between kv heads."""
-
-    N: int
-    K: int
-    H: int
-    head_stride: int
-    max_chunks: int
-
-
 def gemv_workgroups(rows: int, columns: int) -> int:
     """Workgroups for one matrix: GemvShape of kernels/gemv.hip."""
     units = max(columns // UNIT, 1)
@@ -49,29 +38,12 @@ def gemv_workgroups(rows: int, columns: int) -> int:
     return math.ceil(rows / (GEMV_WAVES * GEMV_ROWS_PER_WAVE * (WAVE // lanes)))
 
 
-def attention_symbol(kernels: dict[str, Kernel], cache: str, H: int, G: int) -> str:
-    """The manual/valu kernel for this shape.
-
-    Raises:
-      RouteNotBuilt: no kernel of this head size and cache type, with those that exist.
-    """
-    tile = HEAD_TILES[0] if G == 1 else HEAD_TILES[-1]
-    symbol = f"attn_manual_valu_{cache}_h{H}_g{tile}"
-    if symbol not in kernels:
-        built = sorted(name for name in kernels if name.startswith("attn_manual_valu"))
-        raise RouteNotBuilt(
-            f"manual/valu has no kernel for head size {H} and a {cache} cache: "
-            f"built are {', '.join(built)}"
-        )
-    return symbol
-
-
 class Launcher:
     """Launches kernels of one code object and records what ran since `take_records`."""
 
     def __init__(self, device: Device, code_object: bytes):
         self.device = device
-        self.kernels = device.load(code_object)
+        self.kernels = device.open(code_object)
         self._records: list[LaunchRecord] = []
 
     def take_records(self) -> tuple[LaunchRecord, ...]:
@@ -90,16 +62,20 @@ class Launcher:
         self._launch("rms_norm", (T,), THREADS, x, weight, output, D, np.float32(eps))
 
     def gemv(self, format: str, x: int, matrices: Sequence[Matrix], columns: int, T: int):
-        """Up to three matrices of one format times the same x, in one launch."""
+        """Up to three matrices of one format times the same x, in one launch.
+
+        One token or many: every token gets the same bits either way.
+        """
         # An absent matrix has no rows, so its addresses are never used.
         a, b, c = (*matrices, *[Matrix(0, 0, 0)] * (3 - len(matrices)))
         blocks = sum(gemv_workgroups(m.rows, columns) for m in matrices)
         addresses = (a.weight, b.weight, c.weight, a.output, b.output, c.output)
+        family, batches = ("gemv", 1) if T == 1 else ("gemm_valu", math.ceil(T / GEMM_TOKENS))
         self._launch(
-            f"gemv_{format}",
-            (blocks, T),
+            f"{family}_{format}",
+            (blocks, batches),
             GEMV_WAVES * WAVE,
-            *(x, *addresses, a.rows, b.rows, c.rows, columns),
+            *(x, *addresses, a.rows, b.rows, c.rows, columns, T),
         )
 
     def rope(self, q: int, k: int, table: int, positions: int, outputs: tuple[int, int], NKH, T):
@@ -107,26 +83,24 @@ class Launcher:
         grid = (math.ceil((N + K) * H / 2 / THREADS), T)
         self._launch("rope", grid, THREADS, q, k, table, positions, *outputs, N, K, H)
 
-    def kv_append(self, cache: str, k: int, v: int, positions: int, slabs, head_stride, KH, T):
-        """`slabs`: addresses of the layer's K and V."""
+    def kv_append(self, cache: str, k: int, v: int, rows: tuple[int, int], view, KH, T):
+        """`rows`: addresses of position_T and sequence_T; `view`: the layer's KvView."""
         K, H = KH
         grid = (math.ceil(K * H / THREADS), T)
-        args = (k, v, positions, *slabs, np.int64(head_stride), K, H)
-        self._launch(f"kv_append_{cache}", grid, THREADS, *args)
+        self._launch(f"kv_append_{cache}", grid, THREADS, k, v, *rows, view, K, H)
 
-    def attention(self, symbol: str, q: int, slabs, position: int, partials, output: int, S, shape):
-        """Chunks, then their merge. `partials`: addresses of max_NC, sum_NC and out_NCH."""
-        N, K, H, head_stride, max_chunks = shape
+    def attention(self, symbol: str, args: np.ndarray, S: int, H: int, output: int, T: int):
+        """Chunks, then their merge. `args`: AttnArgs, whose workgroups are set here for S slots."""
+        N, K, window = int(args["N"]), int(args["K"]), int(args["window"])
         tile = int(symbol.rpartition("_g")[2])
-        workgroups = min(math.ceil(S / ATTENTION_CHUNK), MAX_CHUNK_WORKGROUPS)
-        self._launch(
-            symbol,
-            (workgroups, K * math.ceil(N // K / tile)),
-            THREADS,
-            *(q, *slabs, position, *partials, np.int64(head_stride), workgroups),
-            *(N, K, max_chunks, np.float32(1.0 / math.sqrt(H))),
-        )
-        self._launch("attn_merge_chunks", (N,), THREADS, *partials, position, output, H, max_chunks)
+        seen = min(S, window + ATTENTION_CHUNK - 1) if window else S
+        workgroups = min(math.ceil(seen / ATTENTION_CHUNK), MAX_CHUNK_WORKGROUPS)
+        args["workgroups"] = workgroups
+        grid = (workgroups, K * math.ceil(N // K / tile), T)
+        self._launch(symbol, grid, THREADS, args[()])
+        partials = (int(args[name]) for name in ("max_TNC", "sum_TNC", "out_TNCH", "position_T"))
+        counts = (N, H, int(args["max_chunks"]), window)
+        self._launch("attn_merge_chunks", (N, T), THREADS, *partials, output, *counts)
 
     def swiglu(self, gate: int, up: int, output: int, count: int):
         self._elementwise("swiglu", gate, up, output, count)
@@ -140,3 +114,15 @@ class Launcher:
 
     def argmax(self, logits: int, top1: int, V: int, T: int):
         self._launch("argmax", (T,), ARGMAX_THREADS, logits, top1, V)
+
+    def copy_page(self, k: int, v: int, layer_words: int, words: int, pages, layers: int):
+        """`pages`: (from, to), in every layer. A word is 4 bytes."""
+        grid = (math.ceil(words / (4 * THREADS)), layers)
+        numbers = map(np.int64, (layer_words, words, *pages))
+        self._launch("kv_copy_page", grid, THREADS, k, v, *numbers)
+
+    def fill_page(self, k: int, v: int, layer_words: int, words: int, page, layers: int, pattern):
+        """Every word of the page becomes `pattern`."""
+        grid = (math.ceil(words / (4 * THREADS)), layers)
+        numbers = map(np.int64, (layer_words, words, page))
+        self._launch("kv_fill_page", grid, THREADS, k, v, *numbers, np.uint32(pattern))

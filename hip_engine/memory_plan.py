@@ -8,7 +8,7 @@ import numpy as np
 from hip_engine.config import ModelConfig
 from hip_engine.device import Buffer, Device
 from hip_engine.errors import OutOfDeviceMemory
-from hip_engine.kv_cache import KvCache
+from hip_engine.kv_cache import KvLayout
 from hip_engine.launcher import ATTENTION_CHUNK
 from hip_engine.weights import ModelFile
 
@@ -43,28 +43,32 @@ def site_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Label -> bytes of every buffer."""
+    """Label -> bytes of every buffer, for passes of up to `max_rows` tokens."""
 
     nbytes: Mapping[str, int]
     max_chunks: int
 
     @classmethod
-    def of(cls, model: ModelFile, kv_dtype: str, positions: int) -> "MemoryPlan":
+    def of(cls, model: ModelFile, layout: KvLayout, max_rows: int) -> "MemoryPlan":
         config = model.config
-        max_chunks = -(-positions // ATTENTION_CHUNK)
-        heads_chunks = config.N * max_chunks * FLOAT
+        max_chunks = -(-layout.positions // ATTENTION_CHUNK)
+        partials = max_rows * config.N * max_chunks * FLOAT
         widest = max(tensor.columns for tensor in model.tensors.values())
         plan = {name: tensor.data.nbytes for name, tensor in model.tensors.items()}
-        plan |= KvCache.sizes(config, kv_dtype, positions)
-        plan |= {site: int(np.prod(shape)) * FLOAT for site, shape in site_shapes(config).items()}
+        plan |= layout.sizes(config)
         plan |= {
-            "rope.cos_sin": positions * config.H * FLOAT,
-            "attn.partial_max": heads_chunks,
-            "attn.partial_sum": heads_chunks,
-            "attn.partial_out": heads_chunks * config.H,
-            "step.token": 4,
-            "step.position": 4,
-            "step.top1": 4,
+            site: max_rows * int(np.prod(shape)) * FLOAT
+            for site, shape in site_shapes(config).items()
+        }
+        plan |= {
+            "rope.cos_sin": layout.positions * config.H * FLOAT,
+            "attn.partial_max": partials,
+            "attn.partial_sum": partials,
+            "attn.partial_out": partials * config.H,
+            "step.token": max_rows * 4,
+            "step.position": max_rows * 4,
+            "step.sequence": max_rows * 4,
+            "step.top1": max_rows * 4,
             "check.rows": CHECKED_ROWS * 4,
             "check.values": CHECKED_ROWS * widest * FLOAT,
         }

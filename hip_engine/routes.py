@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hip_engine.config import ModelConfig
 from hip_engine.device import LaunchRecord
 from hip_engine.errors import RouteNotBuilt, UnknownRoute
+from hip_engine.kv_types import KvType
 
 KERNEL_WORDS = ("manual", "fused", "auto")
 MATMUL_WORDS = ("valu", "mfma", "auto")
@@ -36,20 +38,51 @@ class Route:
         return f"{self.kernel}/{self.matmul}"
 
 
-BUILT = (Route("manual", "valu"),)
+BUILT = tuple(Route(k, m) for k in ("manual", "fused") for m in ("valu", "mfma"))
+HEAD_DIMS = (64, 80, 96, 128, 256)
+# With fewer heads a group most of a 16x16 tile's columns would idle.
+MFMA_FROM_GROUP = 8
 
 
-def resolve(route: Route) -> tuple[Route, str]:
+def resolve(route: Route, kind: KvType, config: ModelConfig) -> tuple[Route, str]:
     """The concrete route that `route` stands for, and why.
 
     Raises:
-      RouteNotBuilt: no built route matches, with those that are built.
+      RouteNotBuilt: impossible for this model or cache, with what is possible.
     """
-    for built in BUILT:
-        if route.kernel in (built.kernel, "auto") and route.matmul in (built.matmul, "auto"):
-            reason = "asked for" if route == built else f"first built route that matches {route}"
-            return built, reason
-    raise RouteNotBuilt(f"route {route} is not built yet: built are {', '.join(map(str, BUILT))}")
+    if config.H not in HEAD_DIMS:
+        built = ", ".join(map(str, HEAD_DIMS))
+        raise RouteNotBuilt(f"no attention kernel for head size {config.H}: built are {built}")
+    if route.matmul == "mfma" and kind.operands is None:
+        raise RouteNotBuilt(
+            f"{route} multiplies 16-bit operands, the cache is {kind.name}: "
+            f"use {route.kernel}/valu, or a float16 or bfloat16 cache"
+        )
+    kernel, matmul, reasons = route.kernel, route.matmul, []
+    if kernel == "auto":
+        kernel = "fused"
+        reasons.append("fused launches least")
+    if matmul == "auto":
+        wide = kind.operands is not None and config.G >= MFMA_FROM_GROUP
+        matmul = "mfma" if wide else "valu"
+        reasons.append(f"{matmul} for groups of {config.G} and a {kind.name} cache")
+    return Route(kernel, matmul), "; ".join(reasons) or "asked for"
+
+
+def attention_symbol(
+    symbols: Iterable[str], route: Route, kind: KvType, config: ModelConfig
+) -> str:
+    """The kernel with the smallest head tile that holds a group, else the largest tile there is.
+
+    Raises:
+      RouteNotBuilt: the code object has none for this head size and cache type.
+    """
+    family = f"attn_{route.kernel}_{route.matmul}_{kind.symbol}_h{config.H}_g"
+    tiles = sorted(int(s.removeprefix(family)) for s in symbols if s.startswith(family))
+    if not tiles:
+        raise RouteNotBuilt(f"no kernel {family}* in the code object")
+    tile = next((tile for tile in tiles if tile >= config.G), tiles[-1])
+    return f"{family}{tile}"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """What can be observed of a step, and what a step returns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hip_engine.device import LaunchRecord
 from hip_engine.errors import UnknownSite
+from hip_engine.kv_types import KvType
+from hip_engine.routes import Route
 
 NO_LAYER = -1
 # In dataflow order. Attention keeps its scores and probabilities in registers: they are no sites.
@@ -16,6 +18,21 @@ LAYER_SITES = (
     *("ffn.down", "resid.out"),
 )
 SITES = ("embed", *LAYER_SITES, "final.norm", "logits")
+IN_REGISTERS = {"manual": frozenset(), "fused": frozenset({"attn.q_rope", "attn.k_rope"})}
+
+
+def sites_of(route: Route) -> tuple[str, ...]:
+    """The sites that a route materialises."""
+    return tuple(site for site in SITES if site not in IN_REGISTERS[route.kernel])
+
+
+def declared_precision(route: Route, kind: KvType) -> dict[str, dict[str, str]]:
+    """site -> {"store", "accumulate"}, and "operands" where inputs are rounded to be multiplied."""
+    precision = {site: {"store": "float32", "accumulate": "float32"} for site in sites_of(route)}
+    precision["kv.k"]["store"] = precision["kv.v"]["store"] = kind.name
+    if route.matmul == "mfma":
+        precision["attn.out"]["operands"] = kind.operands
+    return precision
 
 
 @dataclass(frozen=True)
@@ -33,11 +50,11 @@ class Taps:
         in_layer = layer == NO_LAYER or self.layers is None or layer in self.layers
         return site in self.sites and in_layer
 
-    def check(self, layers: int):
-        """Raises UnknownSite if a site or a layer does not exist in a model of `layers` layers."""
-        if unknown := sorted(self.sites - set(SITES)):
+    def check(self, sites: Sequence[str], layers: int):
+        """Raises UnknownSite if a site is not one of `sites`, or a layer is beyond `layers`."""
+        if unknown := sorted(self.sites - set(sites)):
             raise UnknownSite(
-                f"the engine has no site {', '.join(unknown)}: it has {', '.join(SITES)}"
+                f"this route has no site {', '.join(unknown)}: it has {', '.join(sites)}"
             )
         if beyond := sorted(set(self.layers or ()) - set(range(layers))):
             raise UnknownSite(f"no layer {', '.join(map(str, beyond))}: layers are 0..{layers - 1}")

@@ -20,6 +20,7 @@
 typedef __UINT8_TYPE__ uint8_t;
 typedef __INT8_TYPE__ int8_t;
 typedef __UINT16_TYPE__ uint16_t;
+typedef __INT16_TYPE__ int16_t;
 typedef __INT32_TYPE__ int32_t;
 typedef __UINT32_TYPE__ uint32_t;
 typedef __INT64_TYPE__ int64_t;
@@ -35,6 +36,7 @@ constexpr int kWaveSize = 64;
 GRETA_DEVICE int ThreadId() { return __builtin_amdgcn_workitem_id_x(); }
 GRETA_DEVICE int BlockX() { return __builtin_amdgcn_workgroup_id_x(); }
 GRETA_DEVICE int BlockY() { return __builtin_amdgcn_workgroup_id_y(); }
+GRETA_DEVICE int BlockZ() { return __builtin_amdgcn_workgroup_id_z(); }
 GRETA_DEVICE int LaneId() { return ThreadId() & (kWaveSize - 1); }
 
 // The wave's index in its workgroup, in a scalar register: the compiler cannot see it is uniform.

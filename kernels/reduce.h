@@ -28,11 +28,13 @@ GRETA_DEVICE float ReduceLanes(float x, int lanes) {
   return x;
 }
 
-// Sums lanes l, l + stride, l + 2 * stride, ... (stride a power of two from 8); all get the sum.
-GRETA_DEVICE float SumAcrossGroups(float x, int stride) {
-  if (stride <= 8) x += Dpp<kDppXor8>(x);
-  if (stride <= 16) x += FromLane(x, LaneId() ^ 16);
-  if (stride <= 32) x += FromLane(x, LaneId() ^ 32);
+// Sums lanes l, l + kStride, l + 2 * kStride, ... (a power of two from 4); all get the sum.
+template <int kStride>
+GRETA_DEVICE float SumAcrossGroups(float x) {
+  if constexpr (kStride <= 4) x += FromLane(x, LaneId() ^ 4);
+  if constexpr (kStride <= 8) x += Dpp<kDppXor8>(x);
+  if constexpr (kStride <= 16) x += FromLane(x, LaneId() ^ 16);
+  if constexpr (kStride <= 32) x += FromLane(x, LaneId() ^ 32);
   return x;
 }
 

@@ -36,15 +36,15 @@ CORPUS = (
         found_at=(1, "attn.out"),
     ),
     Fault(
-        *("newest_key_dropped", "R5", KERNEL, "attn_manual_valu.hip"),
-        old="const int S = position_T[0] + 1;",
-        new="const int S = position_T[0];",
+        *("newest_key_dropped", "R5", KERNEL, "attention.h"),
+        old="const int end = position + 1;",
+        new="const int end = position;",
         found_at=(0, "attn.out"),
     ),
     Fault(
         *("kv_writer_of_another_stride", "R16", KERNEL, "kv_append.hip"),
-        old="const int64_t slot = head * head_stride +",
-        new="const int64_t slot = head * (head_stride - H) +",
+        old="position_T[row], H) + h;",
+        new="position_T[row], H) + h - head * H;",
         found_at=(0, "kv.k"),
     ),
     Fault(
@@ -54,9 +54,9 @@ CORPUS = (
         found_at=(0, "attn.q_rope"),
     ),
     Fault(
-        *("gate_and_up_swapped", "", HOST, "hip_engine.engine"),
-        old='launch.swiglu(at["ffn.gate"], at["ffn.up"],',
-        new='launch.swiglu(at["ffn.up"], at["ffn.gate"],',
+        *("gate_and_up_swapped", "", HOST, "hip_engine.forward"),
+        old='_launch.swiglu(at["ffn.gate"], at["ffn.up"],',
+        new='_launch.swiglu(at["ffn.up"], at["ffn.gate"],',
         found_at=(0, "ffn.act"),
     ),
 )

@@ -1,96 +1,229 @@
+"""Decode attention of every route, head size and cache type, on rows of several sequences."""
+
+import functools
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
-from hip_engine import launcher
-from hip_engine.launcher import AttentionShape, attention_symbol
+from hip_engine import kernels, launcher
+from hip_engine.arguments import ATTN_ARGS, KV_VIEW, record
+from hip_engine.kv_types import KV_TYPES
+from hip_engine.routes import BUILT, Route
 from tests.hip_engine import reference
+from tests.hip_engine.bench import Bench
 
-# cache, N, K, H, S: one slot, tile and chunk edges, G of 1, 3, 4 and 7, primes.
-CASES = [
-    ("f16", 8, 2, 64, 1),
-    ("f16", 8, 2, 64, 63),
-    ("f16", 6, 2, 64, 257),
-    ("f16", 5, 5, 64, 256),
-    ("f16", 14, 2, 128, 131),
-    ("f32", 12, 4, 64, 65),
-    ("f32", 7, 1, 128, 64),
-    ("f32", 3, 3, 128, 521),
-    ("f16", 8, 2, 64, 1021),
-]
-DTYPES = {"f16": np.float16, "f32": np.float32}
+# What fp32 numbers become in the cache. Rounding of bf16 and fp8 is tested on kv_append.
+NARROW = {
+    "float32": lambda x: x,
+    "float16": lambda x: x.astype(np.float16),
+    "bfloat16": lambda x: (x.view(np.uint32) >> 16).astype(np.uint16),
+    "float8_e4m3fnuz": lambda x: (np.abs(x) * 40).astype(np.uint8) | np.signbit(x) * np.uint8(0x80),
+}
+NAN = {"float32": np.nan, "float16": np.nan, "bfloat16": 0x7FFF, "float8_e4m3fnuz": 0x80}
+
+
+class Case(NamedTuple):
+    """`lengths`: live slots of each row's sequence. `page`: 0 for contiguous."""
+
+    dtype: str
+    N: int
+    K: int
+    H: int
+    lengths: tuple[int, ...]
+    page: int = 0
+    window: int = 0
+    softcap: float = 0.0
+
+
+# One slot, tile and chunk edges, G of 1, 3, 4, 5, 7, 8 and 16, primes; N, K and G all different.
+CASES = (
+    Case("float16", 8, 2, 64, (1,)),
+    Case("float16", 8, 2, 64, (63, 257)),
+    Case("float16", 6, 2, 64, (256,), page=16),
+    Case("float16", 5, 5, 64, (64, 1, 130), page=64),
+    Case("float16", 16, 1, 64, (521,), page=256),
+    Case("float16", 8, 2, 64, (1021,), window=300),
+    Case("float16", 8, 2, 64, (200,), window=64, page=16),
+    Case("float16", 8, 2, 64, (131,), softcap=5.0),
+    Case("float16", 15, 5, 128, (131, 17)),
+    Case("float16", 14, 2, 80, (65,), page=16),
+    Case("float16", 9, 3, 96, (70,)),
+    Case("float16", 32, 2, 256, (67,)),
+    Case("float32", 12, 4, 64, (65,)),
+    Case("float32", 7, 1, 128, (64, 5), page=64),
+    Case("float32", 3, 3, 80, (321,)),
+    Case("bfloat16", 8, 2, 64, (131,)),
+    Case("bfloat16", 24, 3, 128, (300,), page=256),
+    Case("float8_e4m3fnuz", 8, 2, 64, (131, 64)),
+    Case("float8_e4m3fnuz", 10, 2, 128, (300,), page=16),
+    Case("float8_e4m3fnuz", 4, 1, 256, (65,)),
+)
+
+
+@functools.cache
+def bench_for(device, H, symbol):
+    return Bench(device, kernels.build(instance=kernels.Instance(H, symbol)))
 
 
 class Problem:
-    """Random q and a cache, [K][position][H], whose slots beyond S hold NaN."""
+    """Random q and a pool, [page][K][slot][H], in which every slot that is not live holds NaN."""
 
-    def __init__(self, cache, N, K, H, S, seed=0):
-        rng = np.random.default_rng([seed, N, K, H, S])
-        self.cache, self.S = cache, S
-        positions = S + 70
-        self.shape = AttentionShape(N, K, H, positions * H, -(-positions // 256))
-        self.q_NH = rng.standard_normal((N, H)).astype(np.float32) * np.float32(2)
-        k_SKH, v_SKH = rng.standard_normal((2, S, K, H)).astype(DTYPES[cache])
-        self.k_SKH, self.v_SKH = k_SKH, v_SKH
-        self.slabs = np.full((2, K, positions, H), np.nan, DTYPES[cache])
-        self.slabs[:, :, :S] = np.stack([k_SKH, v_SKH]).transpose(0, 2, 1, 3)
+    def __init__(self, case: Case, seed=0):
+        self.case, self.kind = case, KV_TYPES[case.dtype]
+        rng = np.random.default_rng([seed, case.N, case.K, case.H, *case.lengths])
+        T, K, H = len(case.lengths), case.K, case.H
+        longest = max(case.lengths)
+        self.J = case.page or longest + 70
+        each = -(-longest // self.J)
+        pages = T * each + 3
+        self.table_BP = rng.permutation(pages)[: T * each].reshape(T, each).astype(np.int32)
+        self.q_TNH = (rng.standard_normal((T, case.N, H)) * 2).astype(np.float32)
+        self.scales_2K = np.ones((2, K), np.float32)
+        if self.kind.scaled:
+            self.scales_2K = rng.uniform(0.5, 2, (2, K)).astype(np.float32)
+        self.pools = np.full((2, pages, K, self.J, H), NAN[case.dtype], self.kind.raw)
+        for row, S in enumerate(case.lengths):
+            slots = NARROW[case.dtype](rng.standard_normal((2, S, K, H)).astype(np.float32))
+            for s in range(S):
+                self.pools[:, self.table_BP[row, s // self.J], :, s % self.J] = slots[:, s]
 
-    def run(self, bench):
-        shape, floats = self.shape, 4 * self.shape.N * self.shape.max_chunks
-        symbol = attention_symbol(bench.launch.kernels, self.cache, shape.H, shape.N // shape.K)
+    def slabs(self, row: int):
+        """K and V of the live slots of a row, SKH, as fp32."""
+        S = self.case.lengths[row]
+        pages = self.table_BP[row, np.arange(S) // self.J]
+        raw = self.pools[:, pages, :, np.arange(S) % self.J]
+        stored = self.kind.widen(np.ascontiguousarray(raw))
+        slabs = np.moveaxis(stored, 1, 0) * self.scales_2K[:, None, :, None]
+        first = max(0, S - self.case.window) if self.case.window else 0
+        return slabs[:, first:]
+
+    def reference(self, route: Route):
+        """fp64 results and bounds, stacked over rows."""
+        operands = self.kind.operands if route.matmul == "mfma" else None
+        results = [
+            reference.attention(q_NH, *self.slabs(row), self.case.softcap, operands)
+            for row, q_NH in enumerate(self.q_TNH)
+        ]
+        return [np.stack(part) for part in zip(*results, strict=True)]
+
+    def run(self, bench, route: Route):
+        """Attention of all rows; manual, since fused starts before RoPE and has its own test."""
+        case = self.case
+        T, N, K, H = len(case.lengths), case.N, case.K, case.H
+        family = f"attn_{route.kernel}_{route.matmul}_{self.kind.symbol}_h{H}_g"
+        tiles = sorted(
+            int(s.removeprefix(family)) for s in bench.launch.kernels if s.startswith(family)
+        )
+        tile = next((t for t in tiles if t >= N // K), tiles[-1])
+        chunks = -(-max(case.lengths) // launcher.ATTENTION_CHUNK)
         with bench.scope():
-            partials = [bench.output(n) for n in (floats, floats, floats * shape.H)]
-            y = bench.output(4 * shape.N * shape.H)
-            slabs = [bench.put(slab) for slab in self.slabs]
-            position = bench.put(np.array([self.S - 1], np.int32))
-            bench.launch.attention(
-                symbol,
-                bench.put(self.q_NH),
-                slabs,
-                position,
-                [p.address for p in partials],
-                y.address,
-                self.S,
-                shape,
+            partials = [bench.output(4 * T * N * chunks * n) for n in (1, 1, H)]
+            y = bench.output(4 * T * N * H)
+            k, v = (bench.put(pool) for pool in self.pools)
+            args = np.zeros((), ATTN_ARGS)
+            args["kv"] = record(
+                KV_VIEW,
+                k_PKJH=k,
+                v_PKJH=v,
+                table_BP=bench.put(self.table_BP),
+                scales_2K=bench.put(self.scales_2K),
+                page_stride=K * self.J * H,
+                head_stride=self.J * H,
+                log2_page=case.page.bit_length() - 1 if case.page else 31,
+                table_stride=self.table_BP.shape[1],
             )
-            return bench.result(y, np.float32, (shape.N, shape.H))
+            args["q_TNH"] = bench.put(self.q_TNH)
+            args["position_T"] = bench.put(np.array(case.lengths, np.int32) - 1)
+            args["sequence_T"] = bench.put(np.arange(T, dtype=np.int32))
+            for name, partial in zip(("max_TNC", "sum_TNC", "out_TNCH"), partials, strict=True):
+                args[name] = partial.address
+            args["N"], args["K"], args["max_chunks"] = N, K, chunks
+            args["window"], args["softcap"] = case.window, case.softcap
+            args["scale"] = H**-0.5
+            bench.launch.attention(f"{family}{tile}", args, max(case.lengths), H, y.address, T)
+            return bench.result(y, np.float32, (T, N, H))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
-def test_attention_agrees_with_fp64_and_never_sees_slots_beyond_the_live_ones(bench, case):
-    problem = Problem(*case)
-    ref, bound = reference.attention(problem.q_NH, problem.k_SKH, problem.v_SKH)
-    reference.assert_within(ref, problem.run(bench), bound)
+ROUTES = [route for route in BUILT if route.kernel == "manual"]
+RUNS = [
+    (case, route)
+    for case in CASES
+    for route in ROUTES
+    if route.matmul == "valu" or KV_TYPES[case.dtype].operands
+]
 
 
-def test_one_live_slot_returns_its_value(bench):
-    problem = Problem("f16", 8, 2, 64, 1)
-    ref = np.repeat(problem.v_SKH[0], 4, axis=0).astype(np.float32)
-    np.testing.assert_array_equal(problem.run(bench), ref)
+def name(value):
+    return "-".join(map(str, value)) if isinstance(value, Case) else str(value)
 
 
-def test_the_number_of_workgroups_does_not_change_a_bit(bench, monkeypatch):
-    problem = Problem("f16", 8, 2, 64, 1021)
+@pytest.mark.parametrize(("case", "route"), RUNS, ids=name)
+def test_attention_agrees_with_fp64_and_never_sees_slots_beyond_the_live_ones(device, case, route):
+    problem = Problem(case)
+    bench = bench_for(device, case.H, problem.kind.symbol)
+    ref, bound = problem.reference(route)
+    reference.assert_within(ref, problem.run(bench, route), bound)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_one_live_slot_returns_its_value(bench, route):
+    problem = Problem(Case("float16", 8, 2, 64, (1,)))
+    ref = np.repeat(problem.slabs(0)[1], 4, axis=1)
+    np.testing.assert_array_equal(problem.run(bench, route), ref)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_the_number_of_workgroups_does_not_change_a_bit(bench, monkeypatch, route):
+    problem = Problem(Case("float16", 8, 2, 64, (1021, 300)))
     results = []
     for workgroups in (1, 3, 1024):
         monkeypatch.setattr(launcher, "MAX_CHUNK_WORKGROUPS", workgroups)
-        results.append(problem.run(bench))
+        results.append(problem.run(bench, route))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+@pytest.mark.parametrize("page", [16, 64, 256])
+def test_pages_wherever_they_lie_do_not_change_a_bit(bench, route, page):
+    case = Case("float16", 6, 2, 64, (300, 67))
+    whole = Problem(case)
+    paged = Problem(case._replace(page=page))
+    for row, S in enumerate(case.lengths):
+        for s in range(S):
+            slot = whole.pools[:, whole.table_BP[row, 0], :, s]
+            paged.pools[:, paged.table_BP[row, s // page], :, s % page] = slot
+    paged.q_TNH = whole.q_TNH
+    np.testing.assert_array_equal(whole.run(bench, route), paged.run(bench, route))
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_a_row_alone_has_the_bits_it_has_in_a_batch(bench, route):
+    together = Problem(Case("float16", 8, 2, 64, (300, 1, 77), page=16))
+    batch = together.run(bench, route)
+    for row, S in enumerate(together.case.lengths):
+        alone = Problem(together.case._replace(lengths=(S,)))
+        alone.pools, alone.q_TNH = together.pools, together.q_TNH[row : row + 1]
+        alone.table_BP = together.table_BP[row : row + 1]
+        np.testing.assert_array_equal(alone.run(bench, route)[0], batch[row])
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
 @pytest.mark.parametrize("slot", [0, 200, 299])
 @pytest.mark.parametrize("which", [0, 1], ids=["k", "v"])
-def test_nan_in_a_live_slot_reaches_the_heads_that_read_it_and_no_other(bench, which, slot):
-    problem = Problem("f16", 8, 2, 64, 300)
-    problem.slabs[which, 1, slot, 5] = np.nan
-    got = problem.run(bench)
+def test_nan_in_a_live_slot_reaches_the_heads_that_read_it_and_no_other(bench, which, slot, route):
+    problem = Problem(Case("float16", 8, 2, 64, (300,)))
+    problem.pools[which, problem.table_BP[0, 0], 1, slot, 5] = np.nan
+    got = problem.run(bench, route)[0]
     assert np.isfinite(got[:4]).all()
     where = np.isnan(got[4:])
     assert where.all() if which == 0 else where[:, 5].all()
 
 
-def test_scores_far_apart_do_not_overflow(bench):
-    problem = Problem("f32", 8, 2, 64, 130)
-    problem.q_NH *= np.float32(300)
-    ref, bound = reference.attention(problem.q_NH, problem.k_SKH, problem.v_SKH)
-    reference.assert_within(ref, problem.run(bench), bound)
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_scores_far_apart_do_not_overflow(bench, route):
+    problem = Problem(Case("float16", 8, 2, 64, (130,)))
+    problem.q_TNH *= np.float32(300)
+    ref, bound = problem.reference(route)
+    reference.assert_within(ref, problem.run(bench, route), bound)

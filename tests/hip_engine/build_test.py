@@ -18,10 +18,10 @@ def test_no_kernel_spills(code_object):
 
 
 def test_a_patch_changes_the_code_object_and_not_the_sources(code_object):
-    before = (kernels.SOURCES / "attn_manual_valu.hip").read_text()
-    patched = kernels.build([("attn_manual_valu.hip", "position_T[0] + 1;", "position_T[0];")])
+    before = (kernels.SOURCES / "attention.h").read_text()
+    patched = kernels.build([("attention.h", "end = position + 1;", "end = position;")])
     assert patched != code_object
-    assert (kernels.SOURCES / "attn_manual_valu.hip").read_text() == before
+    assert (kernels.SOURCES / "attention.h").read_text() == before
 
 
 PATCHES = {

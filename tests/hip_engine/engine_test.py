@@ -17,7 +17,9 @@ from hip_engine.errors import (
     WeightsDisagree,
 )
 from hip_engine.memory_plan import rope_table
-from hip_engine.taps import NO_LAYER, SITES, Taps
+from hip_engine.routes import BUILT
+from hip_engine.taps import NO_LAYER, Taps
+from hip_engine.weights import open_model
 from tests.hip_engine import reference
 
 MODEL = Path(__file__).parents[2] / "models" / "greta-tiny-32l" / "greta-tiny-32l-Q4_K_M.gguf"
@@ -26,8 +28,23 @@ LAYERS = (0, 1, 31)
 CONTEXT = 300
 
 
+ROUTES = tuple(map(str, BUILT))
+
+
 @pytest.fixture(scope="module")
-def engine(device):
+def tensors():
+    return open_model(MODEL).tensors
+
+
+@pytest.fixture(scope="module", params=ROUTES)
+def engine(request, device):
+    opened = Engine.open(MODEL, device, max_context=CONTEXT, route=request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def manual(device):
     opened = Engine.open(MODEL, device, max_context=CONTEXT)
     yield opened
     opened.close()
@@ -35,20 +52,26 @@ def engine(device):
 
 @pytest.fixture(scope="module")
 def run(engine):
-    """Logits and top-1 of every token without taps, and the last step with all of them."""
+    """Every token by `step` without taps, and the last one again with all of them."""
     engine.reset()
-    plain = engine.prefill(TOKENS)
+    plain = [engine.step(token) for token in TOKENS]
     engine.reset()
     engine.prefill(TOKENS[:-1])
-    return plain, engine.step(TOKENS[-1], Taps.of(SITES, LAYERS))
+    return plain, engine.step(TOKENS[-1], Taps.of(engine.sites, LAYERS))
 
 
-def weight(engine, name):
-    tensor = engine._model.tensors[name]
-    return gguf.dequantize(tensor.data, tensor.type).astype(np.float32)
+def turned(x_TNH):
+    """RoPE at the last token's position, rounded to fp32 as the kernels round it."""
+    ref, _ = reference.rope(x_TNH, *turn())
+    return ref.astype(np.float32)
 
 
-def predictions(engine, taps, layer):
+def turn():
+    table = rope_table(open_model(MODEL).config, CONTEXT)[len(TOKENS) - 1][None]
+    return table[..., 0], table[..., 1]
+
+
+def predictions(engine, tensors, taps, layer):
     """site -> (fp64 result, bound) from the captured inputs of that site's operation."""
     config, block = engine.config, f"blk.{layer}"
 
@@ -56,23 +79,25 @@ def predictions(engine, taps, layer):
         return taps[layer, site]
 
     def gemv(x, name):
-        return reference.gemv(weight(engine, f"{block}.{name}.weight"), tap(x).reshape(-1))
+        w = weight(tensors, f"{block}.{name}.weight")
+        return reference.gemv(w, tap(x).reshape(-1))
 
     def norm(x_TD, name):
-        return reference.rms_norm(x_TD, weight(engine, f"{block}.{name}.weight"), config.norm_eps)
+        w = weight(tensors, f"{block}.{name}.weight")
+        return reference.rms_norm(x_TD, w, config.norm_eps)
 
     def exactly(x):
         return x.astype(np.float64), np.zeros(x.shape)
 
-    turn = rope_table(config, CONTEXT)[len(TOKENS) - 1][None]
-    x = taps[NO_LAYER, "embed"] if layer == 0 else None
+    q_NH = taps.get((layer, "attn.q_rope"), turned(tap("attn.q")))[0]
+    operands = engine.precision["attn.out"].get("operands")
     sites = {
         "attn.q": gemv("attn.norm", "attn_q"),
         "attn.k": gemv("attn.norm", "attn_k"),
         "attn.v": gemv("attn.norm", "attn_v"),
-        "attn.q_rope": reference.rope(tap("attn.q"), turn[..., 0], turn[..., 1]),
-        "attn.k_rope": reference.rope(tap("attn.k"), turn[..., 0], turn[..., 1]),
-        "attn.out": reference.attention(tap("attn.q_rope")[0], tap("kv.k"), tap("kv.v")),
+        "attn.q_rope": reference.rope(tap("attn.q"), *turn()),
+        "attn.k_rope": reference.rope(tap("attn.k"), *turn()),
+        "attn.out": reference.attention(q_NH, tap("kv.k"), tap("kv.v"), operands=operands),
         "attn.proj": gemv("attn.out", "attn_output"),
         "ffn.norm": norm(tap("resid.mid"), "ffn_norm"),
         "ffn.gate": gemv("ffn.norm", "ffn_gate"),
@@ -81,40 +106,69 @@ def predictions(engine, taps, layer):
         "ffn.down": gemv("ffn.act", "ffn_down"),
         "resid.out": exactly(tap("resid.mid") + tap("ffn.down")),
     }
-    if x is not None:
+    if layer == 0:
+        x = taps[NO_LAYER, "embed"]
         sites["attn.norm"] = norm(x, "attn_norm")
         sites["resid.mid"] = exactly(x + tap("attn.proj"))
-    return sites
+    return {site: value for site, value in sites.items() if site in engine.sites}
+
+
+def weight(tensors, name):
+    return gguf.dequantize(tensors[name].data, tensors[name].type).astype(np.float32)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_every_site_is_its_operation_on_the_sites_before_it(engine, run, layer):
+def test_every_site_is_its_operation_on_the_sites_before_it(engine, tensors, run, layer):
     taps = run[1].taps
-    for site, (ref, bound) in predictions(engine, taps, layer).items():
+    for site, (ref, bound) in predictions(engine, tensors, taps, layer).items():
         got = taps[layer, site]
         reference.assert_within(ref.reshape(got.shape), got, bound.reshape(got.shape))
 
 
-def test_the_ends_of_the_model_are_their_operations(engine, run):
+def test_the_ends_of_the_model_are_their_operations(engine, tensors, run):
     taps = run[1].taps
     np.testing.assert_array_equal(
-        taps[NO_LAYER, "embed"][0], weight(engine, "token_embd.weight")[TOKENS[-1]]
+        taps[NO_LAYER, "embed"][0], weight(tensors, "token_embd.weight")[TOKENS[-1]]
     )
-    norm = weight(engine, "output_norm.weight")
+    norm = weight(tensors, "output_norm.weight")
     ref, bound = reference.rms_norm(taps[31, "resid.out"], norm, engine.config.norm_eps)
     reference.assert_within(ref, taps[NO_LAYER, "final.norm"], bound)
     x_D = taps[NO_LAYER, "final.norm"][0]
-    ref, bound = reference.gemv(weight(engine, "output.weight"), x_D)
+    ref, bound = reference.gemv(weight(tensors, "output.weight"), x_D)
     reference.assert_within(ref, taps[NO_LAYER, "logits"][0], bound)
 
 
 def test_the_cache_holds_this_token_as_it_was_computed_rounded_to_fp16(run):
     taps = run[1].taps
-    for kind, source in (("kv.k", "attn.k_rope"), ("kv.v", "attn.v")):
-        for layer in LAYERS:
+    for layer in LAYERS:
+        k = taps.get((layer, "attn.k_rope"), turned(taps[layer, "attn.k"]))
+        for kind, new in (("kv.k", k), ("kv.v", taps[layer, "attn.v"])):
             assert taps[layer, kind].shape[0] == len(TOKENS)
-            rounded = taps[layer, source][0].astype(np.float16).astype(np.float32)
+            rounded = new[0].astype(np.float16).astype(np.float32)
             np.testing.assert_array_equal(taps[layer, kind][-1], rounded)
+
+
+def test_manual_and_fused_have_the_same_bits(run, engine, device):
+    other = "manual" if engine.route.kernel == "fused" else "fused"
+    twin = Engine.open(MODEL, device, max_context=CONTEXT, route=f"{other}/{engine.route.matmul}")
+    for step in run[0]:
+        ref = twin.step(TOKENS[step.position])
+        np.testing.assert_array_equal(ref.logits_V, step.logits_V)
+    twin.close()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_prefill_in_any_chunks_has_the_bits_of_decode(run, engine, chunk):
+    engine.reset()
+    for first in range(0, len(TOKENS), chunk):
+        last = engine.prefill(TOKENS[first : first + chunk])[-1]
+    np.testing.assert_array_equal(last.logits_V, run[0][-1].logits_V)
+    engine.reset()
+    steps = engine.prefill(TOKENS, Taps.of(["kv.k", "attn.out"], [31]))
+    for got, ref in zip(steps, run[0], strict=True):
+        np.testing.assert_array_equal(got.logits_V, ref.logits_V)
+        assert got.top1 == ref.top1
+        assert got.taps[31, "kv.k"].shape[0] == got.position + 1
 
 
 def test_taps_do_not_change_the_result(run):
@@ -136,8 +190,8 @@ def test_taps_return_what_was_asked_for_and_nothing_else(engine):
 
 def test_the_route_is_attested_from_what_executed(engine, run):
     attestation = engine.attest()
-    assert attestation.observed == str(engine.route) == "manual/valu"
-    assert attestation.attention_mfma == 0
+    assert attestation.observed == str(engine.route)
+    assert (attestation.attention_mfma > 0) == (engine.route.matmul == "mfma")
     assert attestation.code_object_sha256 == (engine.code_object_sha256,)
     assert len(run[1].launches) < 14 * engine.config.L
 
@@ -159,18 +213,19 @@ def test_a_step_writes_its_slots_and_reads_only_live_ones(engine, device):
         np.testing.assert_array_equal(log.read(buffer), live)
 
 
-def test_attention_handed_the_slab_of_layer_0_shows_at_layer_1_and_not_before(engine, run):
+def test_attention_handed_the_slab_of_layer_0_shows_at_layer_1_and_not_before(engine, tensors, run):
     engine.reset()
     engine.kv_layer_offset_bytes = lambda layer: 0
     try:
-        engine.prefill(TOKENS[:-1])
-        faulty = engine.step(TOKENS[-1], Taps.of(SITES, LAYERS)).taps
+        for token in TOKENS[:-1]:
+            engine.step(token)
+        faulty = engine.step(TOKENS[-1], Taps.of(engine.sites, LAYERS)).taps
     finally:
         del engine.kv_layer_offset_bytes
     np.testing.assert_array_equal(faulty[0, "attn.out"], run[1].taps[0, "attn.out"])
     assert (faulty[1, "attn.out"] != run[1].taps[1, "attn.out"]).all()
-    ref, bound = predictions(engine, faulty, 1)["attn.out"]
-    assert (np.abs(faulty[1, "attn.out"][0] - ref) > 1000 * bound).any()
+    ref, bound = predictions(engine, tensors, faulty, 1)["attn.out"]
+    assert (np.abs(faulty[1, "attn.out"][0] - ref) > 10 * bound).any()
 
 
 REFUSED = {
@@ -184,23 +239,23 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_refused_call_changes_nothing(engine, device, case):
+def test_a_refused_call_changes_nothing(manual, device, case):
     call, error, message = REFUSED[case]
-    engine.reset()
-    engine.step(1)
-    geometry = engine.kv_geometry()
+    manual.reset()
+    manual.step(1)
+    geometry = manual.kv_geometry()
     before = device.read(geometry.k, np.dtype(np.uint8), geometry.k.nbytes)
     with device.watch() as log, pytest.raises(error, match=message):
-        call(engine)
-    assert engine.position == 1
+        call(manual)
+    assert manual.position == 1
     assert not log.written(geometry.k).any()
     after = device.read(geometry.k, np.dtype(np.uint8), geometry.k.nbytes)
     np.testing.assert_array_equal(before, after)
 
 
 OPENINGS = {
-    "head_size_not_built": ({}, RouteNotBuilt, "head size 10.*f16.*attn_manual_valu"),
-    "unknown_dtype": ({"kv_dtype": "int4"}, EngineError, "'int4': use float16 or float32"),
+    "head_size_not_built": ({}, RouteNotBuilt, "head size 10: built are 64, 80"),
+    "unknown_dtype": ({"kv_dtype": "int4"}, EngineError, "'int4': use float32 or float16"),
     "context_too_long": ({"max_context": 129}, ContextOverflow, "1 to 128"),
     "no_context": ({"max_context": 0}, ContextOverflow, "1 to 128"),
 }

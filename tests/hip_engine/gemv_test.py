@@ -65,6 +65,25 @@ def test_three_matrices_of_different_heights_share_a_launch(bench):
 
 
 @pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)
+def test_a_token_has_the_same_bits_alone_and_in_a_batch(bench, type):
+    rows, columns = 37, COLUMNS[type][-1]
+    raw, _ = weights(type, rows, columns)
+    for tokens in (2, 4, 5, 17):
+        x_TD = np.random.default_rng(tokens).standard_normal((tokens, columns)).astype(np.float32)
+        with bench.scope():
+            w, x, y = bench.put(raw), bench.put(x_TD), bench.output(4 * rows * tokens)
+            alone = bench.output(4 * rows)
+            matrix = Matrix(w, y.address, rows)
+            bench.launch.gemv(FORMATS[type], x, [matrix], columns, tokens)
+            batch_TF = bench.result(y, np.float32, (tokens, rows))
+            for token in (0, tokens - 1):
+                address, matrix = x + 4 * columns * token, Matrix(w, alone.address, rows)
+                bench.launch.gemv(FORMATS[type], address, [matrix], columns, T=1)
+                one_F = bench.result(alone, np.float32, (rows,))
+                np.testing.assert_array_equal(batch_TF[token], one_F)
+
+
+@pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)
 def test_gathered_rows_are_the_bits_of_the_gguf_package(bench, type):
     columns = COLUMNS[type][-1]
     raw, w = weights(type, 11, columns)

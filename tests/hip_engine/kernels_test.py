@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
+from hip_engine import kernels
+from hip_engine.arguments import KV_VIEW, record
+from hip_engine.kv_types import KV_TYPES
 from tests.hip_engine import reference
+from tests.hip_engine.bench import Bench
 
 
 def random(*shape, seed=0):
@@ -38,26 +42,55 @@ def test_rope_turns_interleaved_pairs_by_the_position_of_each_token(bench, N, K,
             np.testing.assert_array_equal(got[0], x[0])
 
 
-@pytest.mark.parametrize(("cache", "dtype"), [("f16", np.float16), ("f32", np.float32)])
-def test_kv_append_rounds_to_nearest_even_and_touches_one_slot(bench, cache, dtype):
-    K, H, positions, at = 3, 64, 9, 4
-    k, v = random(1, K, H) * 100, random(1, K, H, seed=1)
-    k[0, 0, :4] = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 65504 + 16, 2.0**-25]
-    slab = np.full((K, positions, H), 7, dtype)
+@pytest.mark.parametrize("name", KV_TYPES)
+def test_kv_append_rounds_to_nearest_even_and_touches_the_slots_of_its_rows(device, name):
+    kind, K, H, J, pages = KV_TYPES[name], 3, 64, 16, 5
+    bench = Bench(device, kernels.build(instance=kernels.Instance(H, kind.symbol)))
+    positions, sequences = np.array([4, 17], np.int32), np.array([1, 0], np.int32)
+    table_BP = np.array([[3, 1], [0, 2]], np.int32)
+    k, v = random(2, K, H) * 100, random(2, K, H, seed=1)
+    k[0, 0, :8] = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 65520, 2.0**-25, 1 + 2.0**-8, 239, 1e30, -1e30]
+    scales = np.array([[1, 2, 4], [0.5, 1, 2]], np.float32)
+    fill = np.full((pages, K, J, H), 7, kind.raw)
     with bench.scope():
-        slabs = bench.output(slab.nbytes), bench.output(slab.nbytes)
-        for buffer in slabs:
-            bench.device.write(buffer, slab)
-        position = bench.put(np.array([at], np.int32))
-        addresses = [buffer.address for buffer in slabs]
-        bench.launch.kv_append(
-            cache, bench.put(k), bench.put(v), position, addresses, positions * H, (K, H), T=1
+        pools = bench.output(fill.nbytes), bench.output(fill.nbytes)
+        for buffer in pools:
+            bench.device.write(buffer, fill)
+        view = record(
+            KV_VIEW,
+            k_PKJH=pools[0].address,
+            v_PKJH=pools[1].address,
+            table_BP=bench.put(table_BP),
+            scales_2K=bench.put(scales),
+            page_stride=K * J * H,
+            head_stride=J * H,
+            log2_page=4,
+            table_stride=2,
         )
-        for new, buffer in zip((k, v), slabs, strict=True):
-            ref = slab.copy()
-            with np.errstate(over="ignore"):
-                ref[:, at] = new[0].astype(dtype)
-            np.testing.assert_array_equal(bench.result(buffer, dtype, slab.shape), ref)
+        rows = bench.put(positions), bench.put(sequences)
+        bench.launch.kv_append(kind.symbol, bench.put(k), bench.put(v), rows, view, (K, H), T=2)
+        for new, buffer, scale_K in zip((k, v), pools, scales, strict=True):
+            ref = fill.copy()
+            scaled = new / scale_K[:, None] if kind.scaled else new
+            ref[0, :, 4], ref[1, :, 1] = _nearest(kind, scaled)
+            np.testing.assert_array_equal(bench.result(buffer, kind.raw, fill.shape), ref)
+
+
+def _nearest(kind, x):
+    """The raw code of the nearest number of a type, ties to even codes; fp8 saturates."""
+    if kind.name in ("float32", "float16"):
+        with np.errstate(over="ignore"):
+            return x.astype(kind.raw)
+    codes = np.arange(1 << 8 * kind.raw.itemsize).astype(kind.raw)
+    values = kind.widen(codes).astype(np.float64)
+    keep = np.isfinite(values)
+    codes, values = codes[keep], values[keep]
+    order = np.argsort(values, kind="stable")
+    codes, values = codes[order], values[order]
+    above = np.clip(np.searchsorted(values, x), 1, len(values) - 1)
+    low, high = values[above - 1], values[above]
+    up = (x - low > high - x) | ((x - low == high - x) & (codes[above] % 2 == 0))
+    return np.where(up, codes[above], codes[above - 1])
 
 
 @pytest.mark.parametrize("count", [1, 3, 1024, 1031])

@@ -6,6 +6,8 @@ U = 2.0**-24  # unit roundoff of fp32
 # Measured on every fp32 in [-120, 120] against fp64, in ulps of the result; an ulp is at most 2 U.
 EXP_ULPS, SILU_ULPS = 1.1, 2.9
 SMALLEST = 2.0**-149
+ROUNDOFF = {None: 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+SPACING = {None: 0.0, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 
 
 def gamma(n: float) -> float:
@@ -47,25 +49,35 @@ def swiglu(gate, up):
     return ref, (2 * SILU_ULPS + 1) * U * np.abs(ref) + tiny
 
 
-def attention(q_NH, k_SKH, v_SKH):
-    """An error d of the scores moves weights by exp(+-2d); three exponentials meet in a weight."""
+def attention(q_NH, k_SKH, v_SKH, softcap=0.0, operands=None):
+    """An error d of the scores moves weights by exp(+-2d); three exponentials meet in a weight.
+
+    `operands`: "float16" or "bfloat16" where matrix cores multiply: q and the weights are rounded
+    to it, and every step of a product is truncated at 24 bits below its largest term and again at
+    the accumulator (numerics.md), at most 10 fp32 roundings of the largest partial sum.
+    """
     q, k, v = (a.astype(np.float64) for a in (q_NH, k_SKH, v_SKH))
     (N, H), (S, K, _) = q.shape, k.shape
     kv_head = np.arange(N) // (N // K)
-    scale = H**-0.5
-    score_NS = np.einsum("NH,SNH->NS", q, k[:, kv_head]) * scale
-    error_N = (
-        gamma(H + 3) * np.einsum("NH,SNH->NS", np.abs(q), np.abs(k[:, kv_head])).max(1) * scale
-    )
+    narrow = ROUNDOFF[operands]
+    steps = 10 if operands else 1
+    score_NS = np.einsum("NH,SNH->NS", q, k[:, kv_head]) * H**-0.5
+    absolute_NS = np.einsum("NH,SNH->NS", np.abs(q), np.abs(k[:, kv_head])) * H**-0.5
+    error_N = (gamma(steps * (H + 3)) + 1.01 * narrow) * absolute_NS.max(1)
+    if softcap:
+        score_NS = softcap * np.tanh(score_NS / softcap)
+        error_N += 16 * U * softcap
     largest_N = np.abs(score_NS).max(1)
     p_NS = np.exp(score_NS - score_NS.max(1, keepdims=True))
     p_NS /= p_NS.sum(1, keepdims=True)
     ref = np.einsum("NS,SNH->NH", p_NS, v[:, kv_head])
     # Subtractions of the maximum round too: U * 2 |score| each, in exponents.
     exponent_N = error_N + 3 * 2 * U * largest_N
-    relative_N = np.expm1(2 * exponent_N) + 2 * gamma(S + 8) + 2 * 3 * 2 * EXP_ULPS * U
+    relative_N = np.expm1(2 * exponent_N) + 2 * gamma(steps * (S + 8)) + 2 * 3 * 2 * EXP_ULPS * U
     spread = np.einsum("NS,SNH->NH", p_NS, np.abs(v[:, kv_head]))
-    return ref, relative_N[:, None] * spread + SMALLEST
+    bound = (relative_N + 2.02 * narrow)[:, None] * spread + SMALLEST
+    # Weights below the normal range of the operands are rounded to its spacing.
+    return ref, bound + SPACING[operands] * np.abs(v[:, kv_head]).sum(0)
 
 
 def assert_within(ref, got, bound):

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
+from hip_engine.config import ModelConfig
 from hip_engine.device import LaunchRecord
 from hip_engine.errors import RouteNotBuilt, UnknownRoute
-from hip_engine.routes import BUILT, Route, observe, resolve
+from hip_engine.kv_types import KV_TYPES
+from hip_engine.routes import Route, observe, resolve
 
 
 @pytest.mark.parametrize("text", ["fused/banana", "manual", "", "valu/manual", "manual/valu/x"])
@@ -15,11 +19,34 @@ def test_a_route_reads_back_as_it_was_written():
     assert str(Route.parse("fused/mfma")) == "fused/mfma"
 
 
-@pytest.mark.parametrize("text", ["manual/valu", "auto/auto", "auto/valu", "manual/auto"])
-def test_auto_becomes_a_built_route_and_says_why(text):
-    route, reason = resolve(Route.parse(text))
-    assert route in BUILT
-    assert reason == "asked for" or text in reason
+CONFIG = ModelConfig(2, 512, 512, 8, 2, 64, 100, 128, 1e-5, 1e4)
+RESOLVED = {
+    "as_asked": ("manual/mfma", "float16", CONFIG, "manual/mfma", "asked for"),
+    "small_groups": ("auto/auto", "float16", CONFIG, "fused/valu", "groups of 4"),
+    "large_groups": ("auto/auto", "bfloat16", replace(CONFIG, K=1), "fused/mfma", "groups of 8"),
+    "no_narrow_operands": ("manual/auto", "float32", CONFIG, "manual/valu", "float32 cache"),
+}
+
+
+@pytest.mark.parametrize("case", RESOLVED)
+def test_auto_becomes_a_route_and_says_why(case):
+    text, dtype, config, expected, why = RESOLVED[case]
+    route, reason = resolve(Route.parse(text), KV_TYPES[dtype], config)
+    assert str(route) == expected
+    assert why in reason
+
+
+IMPOSSIBLE = {
+    "mfma_of_fp32": ("fused/mfma", "float32", CONFIG, "use fused/valu, or a float16"),
+    "head_size": ("manual/valu", "float16", replace(CONFIG, H=10), "built are 64, 80, 96, 128"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_an_impossible_route_is_refused_with_what_is_possible(case):
+    text, dtype, config, message = IMPOSSIBLE[case]
+    with pytest.raises(RouteNotBuilt, match=message):
+        resolve(Route.parse(text), KV_TYPES[dtype], config)
 
 
 def record(symbol, **executed):
@@ -51,11 +78,3 @@ OBSERVED = {
 def test_a_route_is_observed_from_what_executed(case):
     records, expected = OBSERVED[case]
     assert observe(records).observed == expected
-
-
-def test_no_route_is_promised_that_is_not_built():
-    built = set(map(str, BUILT))
-    for text in ("fused/mfma", "fused/valu", "manual/mfma"):
-        if text not in built:
-            with pytest.raises(RouteNotBuilt, match="built are manual/valu"):
-                resolve(Route.parse(text))

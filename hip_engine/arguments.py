@@ -1,0 +1,56 @@
+"""The structures that attention kernels take by value: mirrors of KvView and AttnArgs."""
+
+import numpy as np
+
+POINTER = np.uint64
+
+# kernels/kv_view.h
+KV_VIEW = np.dtype(
+    [
+        ("k_PKJH", POINTER),
+        ("v_PKJH", POINTER),
+        ("table_BP", POINTER),
+        ("scales_2K", POINTER),
+        ("page_stride", np.int64),
+        ("head_stride", np.int64),
+        ("log2_page", np.int32),
+        ("table_stride", np.int32),
+    ],
+    align=True,
+)
+
+# kernels/attention.h
+ATTN_ARGS = np.dtype(
+    [
+        ("q_TNH", POINTER),
+        ("k_TKH", POINTER),
+        ("v_TKH", POINTER),
+        ("cos_sin_SH", POINTER),
+        ("k_append_PKJH", POINTER),
+        ("v_append_PKJH", POINTER),
+        ("kv", KV_VIEW),
+        ("position_T", POINTER),
+        ("sequence_T", POINTER),
+        ("max_TNC", POINTER),
+        ("sum_TNC", POINTER),
+        ("out_TNCH", POINTER),
+        ("workgroups", np.int32),
+        ("N", np.int32),
+        ("K", np.int32),
+        ("max_chunks", np.int32),
+        ("window", np.int32),
+        ("scale", np.float32),
+        ("softcap", np.float32),
+    ],
+    align=True,
+)
+
+
+def record(dtype: np.dtype, **fields) -> np.void:
+    """A structure with every field named; a missing or unknown one is a KeyError."""
+    if fields.keys() != set(dtype.names):
+        raise KeyError(f"fields {sorted(fields.keys() ^ set(dtype.names))}")
+    value = np.zeros((), dtype)
+    for name, field in fields.items():
+        value[name] = field
+    return value[()]

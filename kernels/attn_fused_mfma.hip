@@ -1,0 +1,17 @@
+// Decode attention, route fused/mfma: RoPE, append and attention in one kernel, on matrix cores.
+#include "attention_mfma.h"
+#include "instance.h"
+
+#if GRETA_MATRIX_CACHE
+#define ATTN_FUSED_MFMA(kHeads)                                                            \
+  GRETA_KERNEL(64 * kAttnWaves) GRETA_SYMBOL(attn_fused_mfma, kHeads)(AttnArgs args) {     \
+    AttendChunks<GRETA_CACHE, GRETA_HEAD_DIM, kHeads,                                       \
+                 MfmaTile<GRETA_CACHE, GRETA_HEAD_DIM, kHeads>, true>(args);               \
+  }
+
+ATTN_FUSED_MFMA(4)
+ATTN_FUSED_MFMA(8)
+#if GRETA_HEAD_DIM <= 128
+ATTN_FUSED_MFMA(16)
+#endif
+#endif  // GRETA_MATRIX_CACHE

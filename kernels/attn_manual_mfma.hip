@@ -1,0 +1,17 @@
+// Decode attention, route manual/mfma: q and the cache are ready, products on the matrix cores.
+#include "attention_mfma.h"
+#include "instance.h"
+
+#if GRETA_MATRIX_CACHE
+#define ATTN_MANUAL_MFMA(kHeads)                                                            \
+  GRETA_KERNEL(64 * kAttnWaves) GRETA_SYMBOL(attn_manual_mfma, kHeads)(AttnArgs args) {     \
+    AttendChunks<GRETA_CACHE, GRETA_HEAD_DIM, kHeads,                                       \
+                 MfmaTile<GRETA_CACHE, GRETA_HEAD_DIM, kHeads>, false>(args);               \
+  }
+
+ATTN_MANUAL_MFMA(4)
+ATTN_MANUAL_MFMA(8)
+#if GRETA_HEAD_DIM <= 128
+ATTN_MANUAL_MFMA(16)
+#endif
+#endif  // GRETA_MATRIX_CACHE
