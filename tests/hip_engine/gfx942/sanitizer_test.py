@@ -10,7 +10,7 @@ from hip_engine.gfx942.device import EmulatedDevice
 from hip_engine.gfx942.sanitizer import CHECKS
 from tests.hip_engine.gfx942 import objects
 
-SOURCE = """
+SOURCE = r"""
 KERNEL atomic_at(char* a, int offset) {
   __hip_atomic_fetch_add((int*)(a + offset), 1, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
