@@ -7,7 +7,7 @@ really had (local error), so that only the op that is wrong is blamed. Prints
   B  KV-cache invariants from the bytes that decode steps really wrote and read;
   C  the route matrix: top-1 after the prompt and after the first decode step;
 then the first divergence, what was clean before it, and the command that repeats it. Writes
-b3_20_<prompt>_run_attn_verify.jsonl and b3_20_matrix_summary.txt to --out_dir.
+b3_20.html, b3_20_<prompt>_run_attn_verify.jsonl and b3_20_matrix_summary.txt to --out_dir.
 
 Examples:
   python -m experiments.b3_20                                  both prompts, four layers
@@ -16,6 +16,7 @@ Examples:
   python -m experiments.b3_20 --prompt=p6_long --max_tokens=8  a long prompt, more tokens
   python -m experiments.b3_20 --prompt=notes.txt               your own text
   python -m experiments.b3_20 --inject_fault=kv_base_of_layer_0   must fail: layer 1, attn.out
+  python -m experiments.b3_20 --output_format=json --figures=out   one record; PNG and SVG
   GRETA_TRACE_ATTN_LAYERS=0,1 python -m experiments.b3_20      GRETA's variables are defaults
 
 Exit codes: 0 pass; 1 an error above its floor, a broken KV invariant or a device fault; 2 bad
@@ -32,7 +33,7 @@ def main(config: flags.Config) -> int:
     from experiments import results, session
     from experiments.progress import Clock
 
-    clock = Clock()
+    clock = Clock(quiet=config.quiet)
     return results.publish("b3_20", session.run(config, clock), clock)
 
 

@@ -53,6 +53,9 @@ _FLAGS = (
     (flags.DEFINE_bool, "attn_verify", True, "Write a record for each decode step and layer."),
     (flags.DEFINE_bool, "kv_invariants", True, "Check the bytes that decode steps write and read."),
     (flags.DEFINE_bool, "decode_ref", True, "Judge against the oracle: else nothing can pass."),
+    (flags.DEFINE_enum, "output_format", "text", ["text", "json"], "Tables, or one JSON record."),
+    (flags.DEFINE_bool, "quiet", False, "No progress and no tables: the verdict and its reasons."),
+    (flags.DEFINE_string, "figures", None, "Folder for PNG and SVG of the report's figures."),
     (flags.DEFINE_bool, "debug", False, "Show the traceback of an error."),
 )
 
@@ -83,6 +86,9 @@ class Config:
     attn_verify: bool
     kv_invariants: bool
     decode_ref: bool
+    output_format: str
+    quiet: bool
+    figures: str | None
     debug: bool
     sources: tuple[tuple[str, str], ...]
 

@@ -11,8 +11,11 @@ from experiments.align.verdict import Judgement
 from experiments.alignment import Alignment, PromptResult
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS
 from experiments.progress import Clock
-from experiments.report import alignment_page, html, maps, run_file
+from experiments.report import alignment_page, export, html, maps, run_file
 from experiments.under_test import kv_slots
+
+UNREPEATED = ("out_dir", "debug", "output_format", "quiet", "figures")
+"""Flags that change what is shown, not what is found."""
 
 VERDICTS = {
     EXIT_PASS: "PASS",
@@ -31,17 +34,33 @@ def publish(name: str, alignment: Alignment, clock: Clock) -> int:
             for prompt, result in alignment.results.items()
         ]
         run = run_file.write(out_path, _run_record(name, alignment, prompts, clock))
-        html_path = html.write(out_path / f"{name}.html", alignment_page.page(run))
-    paths = [out_path / written["records"] for written in prompts] + [run.path, html_path]
+        page = alignment_page.page(run)
+        html_path = html.write(out_path / f"{name}.html", page)
+        figures = alignment.config.figures
+        drawn = export.write(Path(figures), page) if figures else []
+    paths = [out_path / written["records"] for written in prompts]
+    paths += [run.path, html_path, *drawn]
     summary = out_path / f"{name}_matrix_summary.txt"
     paths.append(summary)
     tables = [*_tables(alignment), report.table_time(clock.seconds, clock.total)]
     last_lines = "\n".join(verdict_lines(name, alignment, paths))
     records.write_whole(summary, f"{report.plain(*tables)}{last_lines}\n")
-    console = Console(width=None if Console().is_terminal else report.WIDTH)
-    console.print(*tables, sep="\n")
-    console.print(last_lines, highlight=False, markup=False, soft_wrap=True)
+    _show(alignment, run, tables, last_lines)
     return alignment.exit_code
+
+
+def _show(alignment: Alignment, run: run_file.RunFile, tables: list, last_lines: str) -> None:
+    """Prints the report: one JSON record, the verdict and its reasons alone, or everything."""
+    if alignment.config.output_format == "json":
+        print(run.path.read_text(encoding="utf-8"), end="")
+        return
+    console = Console(width=None if Console().is_terminal else report.WIDTH)
+    if alignment.config.quiet:
+        reasons = [text for _, text in alignment.reasons()]
+        last_lines = "\n".join([*reasons, last_lines.splitlines()[-1]])
+    else:
+        console.print(*tables, sep="\n")
+    console.print(last_lines, highlight=False, markup=False, soft_wrap=True)
 
 
 def _tables(alignment: Alignment) -> Iterator[RenderableType]:
@@ -129,7 +148,7 @@ def command(name: str, alignment: Alignment) -> str:
     sources = dict(alignment.config.sources)
     flags = []
     for flag, value in alignment.config.as_record().items():
-        if sources.get(flag, "default") != "default" and flag not in ("out_dir", "debug"):
+        if sources.get(flag, "default") != "default" and flag not in UNREPEATED:
             text = ",".join(value) if isinstance(value, tuple) else value
             flags.append(f"--{flag}={text}")
     return " ".join([f"python -m experiments.{name}", *flags])
