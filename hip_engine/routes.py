@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hip_engine.config import ModelConfig
 from hip_engine.device import LaunchRecord
 from hip_engine.errors import RouteNotBuilt, UnknownRoute
-from hip_engine.kv_types import KvType
+from hip_engine.kv_types import KV_TYPES, KvType
 
 KERNEL_WORDS = ("manual", "fused", "auto")
 MATMUL_WORDS = ("valu", "mfma", "auto")
@@ -44,13 +44,15 @@ HEAD_DIMS = (64, 80, 96, 128, 256)
 MFMA_FROM_GROUP = 8
 
 
-def resolve(route: Route, kind: KvType, config: ModelConfig) -> tuple[Route, str]:
-    """The concrete route that `route` stands for, and why.
+def resolve(
+    route: Route, kind: KvType = KV_TYPES["float16"], config: ModelConfig | None = None
+) -> tuple[Route, str]:
+    """The concrete route that `route` stands for, and why; without `config`, for small groups.
 
     Raises:
       RouteNotBuilt: impossible for this model or cache, with what is possible.
     """
-    if config.H not in HEAD_DIMS:
+    if config is not None and config.H not in HEAD_DIMS:
         built = ", ".join(map(str, HEAD_DIMS))
         raise RouteNotBuilt(f"no attention kernel for head size {config.H}: built are {built}")
     if route.matmul == "mfma" and kind.operands is None:
@@ -63,9 +65,9 @@ def resolve(route: Route, kind: KvType, config: ModelConfig) -> tuple[Route, str
         kernel = "fused"
         reasons.append("fused launches least")
     if matmul == "auto":
-        wide = kind.operands is not None and config.G >= MFMA_FROM_GROUP
-        matmul = "mfma" if wide else "valu"
-        reasons.append(f"{matmul} for groups of {config.G} and a {kind.name} cache")
+        G = config.G if config is not None else 1
+        matmul = "mfma" if kind.operands is not None and G >= MFMA_FROM_GROUP else "valu"
+        reasons.append(f"{matmul} for groups of {G} and a {kind.name} cache")
     return Route(kernel, matmul), "; ".join(reasons) or "asked for"
 
 
