@@ -152,8 +152,9 @@ class RouteRun:
 
 def run_route(engine: Engine, reference: Reference) -> RouteRun:
     engine.reset()
-    steps = engine.prefill(reference.token_ids[: reference.prompt_tokens + 1])
-    return RouteRun(engine.attest().observed, steps[-2].top1, steps[-1].top1)
+    prefill_last = engine.prefill(reference.token_ids[: reference.prompt_tokens])[-1]
+    decode0 = engine.step(reference.token_ids[reference.prompt_tokens])
+    return RouteRun(engine.attest().observed, prefill_last.top1, decode0.top1)
 
 
 def all_routes() -> Iterator[tuple[str, routes.Route | None, str]]:
