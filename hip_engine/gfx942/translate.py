@@ -109,6 +109,31 @@ def translate(
     )
 
 
+def survey(
+    code: CodeObject, kernel: KernelDescriptor, instructions: list[Instruction]
+) -> tuple[list[Instruction], list[UnsupportedInstruction]]:
+    """Everything reachable from the entry, and an error for each part that `translate` refuses.
+
+    Raises:
+      UnsupportedInstruction: control leaves the code section.
+    """
+    reached = _reachable(code, kernel, instructions)
+    refused = []
+    w = Wave()
+    for inst in reached:
+        try:
+            if inst.mnemonic.startswith("s_cbranch") and inst.mnemonic not in CONDITIONS:
+                raise _unsupported(
+                    kernel, inst.address, "this branch is not implemented", inst.text
+                )
+            if not ends_block(inst):
+                w.begin_block()
+                _instruction(w, inst, kernel, [])
+        except UnsupportedInstruction as error:
+            refused.append(error)
+    return reached, refused
+
+
 _PROFILE = '!0 = !{!"branch_weights", i32 1, i32 1000000}\n'
 
 

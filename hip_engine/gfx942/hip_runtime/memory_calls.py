@@ -153,13 +153,17 @@ def copy(hip: Runtime, target: int, source: int, nbytes: int, kind: int) -> None
     if not target or not source:
         raise HipFailure("InvalidValue", "a copy from or to the null pointer")
     device = (DEVICE_TO_DEVICE, NO_COPY_KIND_DEVICE)
-    if kind in (DEVICE_TO_HOST, *device) or hip.find(source):
-        hip.require(source, nbytes)
-    if kind in (HOST_TO_DEVICE, *device) or hip.find(target):
+    to_device = kind in (HOST_TO_DEVICE, *device) or hip.find(target)
+    if to_device:
         hip.require(target, nbytes)
-        hip.write(target, ctypes.string_at(source, nbytes))
+    if kind in (DEVICE_TO_HOST, *device) or hip.find(source):
+        data = hip.read(source, nbytes)
     else:
-        ctypes.memmove(target, source, nbytes)
+        data = ctypes.string_at(source, nbytes)
+    if to_device:
+        hip.write(target, data)
+    else:
+        ctypes.memmove(target, data, nbytes)
 
 
 @api

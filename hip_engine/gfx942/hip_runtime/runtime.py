@@ -4,6 +4,7 @@ import bisect
 import ctypes
 import functools
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hip_engine.gfx942.memory import ARENA_BYTES
 from hip_engine.hip.errors import BY_NAME, CODES
 
 HANDLERS: dict[str, tuple[Callable, int]] = {}
+SANITIZE = "GFX942_SANITIZE"  # checks to run programs under: memory,init,race,waitcnt
 DEVICE, HOST, MANAGED = "device", "host", "managed"
 
 
@@ -103,7 +105,7 @@ class Runtime:
     """One process's view of one emulated MI300X."""
 
     def __init__(self):
-        self.device = EmulatedDevice()
+        self.device = EmulatedDevice(sanitize=os.environ.get(SANITIZE, ""))
         numbers = itertools.count(0x4850_0000_0000, 16)
         self.streams = Handles("stream", numbers)
         self.events = Handles("event", numbers)
@@ -169,6 +171,10 @@ class Runtime:
                 f"bytes {offset} to {offset + nbytes} of {buffer.label}, which has {buffer.nbytes}",
             )
         return buffer, offset
+
+    def read(self, address: int, nbytes: int) -> bytes:
+        buffer, offset = self.require(address, nbytes)
+        return self.device.read(buffer, np.uint8, nbytes, offset).tobytes()
 
     def write(self, address: int, data: bytes) -> None:
         buffer, offset = self.require(address, len(data))
