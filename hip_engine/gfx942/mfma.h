@@ -199,24 +199,37 @@ static inline __attribute__((always_inline)) void mfma_narrow(
   i32 ma[MAX_K * 64], ea[MAX_K * 64];                  // [k][block * size + i]
   i32 mb[64 / COLS][MAX_K][COLS], eb[64 / COLS][MAX_K][COLS];  // [column / 16][k][column % 16]
   u32 out[64][LANES];
-  for (int k = 0; k < K; k++)
+  for (int k = 0; k < K; k++) {
+    const int first = columns * (k / per_lane), shift = k % per_lane * bits % 32 + drop;
+    const u32 mask = bits == 32 ? ~0u : (1u << bits) - 1;
+    const u32* from_a = w->v[a + k % per_lane * bits / 32];
+    const u32* from_b = w->v[b + k % per_lane * bits / 32];
+    u32 word_a[64], word_b[64];
+    if (control)
+      for (int col = 0; col < columns; col++) {
+        word_a[col] = from_a[a_lane(control, first + col)];
+        word_b[col] = from_b[b_lane(control, first + col)];
+      }
+    else
+      for (int col = 0; col < columns; col++) {
+        word_a[col] = from_a[first + col];
+        word_b[col] = from_b[first + col];
+      }
     for (int col = 0; col < columns; col++) {
-      const int lane = col + columns * (k / per_lane), part = k % per_lane;
-      decode(fa, element(w, a, a_lane(control, lane), part, bits) >> drop, &ma[k * columns + col],
-             &ea[k * columns + col]);
-      decode(fb, element(w, b, b_lane(control, lane), part, bits) >> drop,
-             &mb[col / COLS][k][col % COLS], &eb[col / COLS][k][col % COLS]);
+      decode(fa, word_a[col] >> shift & mask, &ma[k * columns + col], &ea[k * columns + col]);
+      decode(fb, word_b[col] >> shift & mask, &mb[col / COLS][k][col % COLS],
+             &eb[col / COLS][k][col % COLS]);
     }
+  }
   for (int col = 0; col < columns; col += COLS) {
     const int block = col / size;
     for (int i = 0; i < size; i++) {
+      // The 16 columns lie in 16 lanes in a row of one register.
+      const int row = row_of_c(size, blocks, i, col % size, block);
+      const int lane = lane_of_c(size, blocks, i, col % size, block);
       float acc[COLS];
       i32 wide_m[MAX_K * COLS], wide_e[MAX_K * COLS];
-      for (int j = 0; j < COLS; j++) {
-        const int at = (col + j) % size, in = (col + j) / size;
-        acc[j] = as_float(c_word(w, c, row_of_c(size, blocks, i, at, in),
-                                 lane_of_c(size, blocks, i, at, in)));
-      }
+      for (int j = 0; j < COLS; j++) acc[j] = as_float(c_word(w, c, row, lane + j));
       if (size < COLS)  // several blocks in one vector of columns: A differs by column
         for (int k = 0; k < K; k++)
           for (int j = 0; j < COLS; j++) {
@@ -232,11 +245,7 @@ static inline __attribute__((always_inline)) void mfma_narrow(
           step(fa, fb, ma + from, ea + from, columns, 0, mb[col / COLS] + k, eb[col / COLS] + k,
                group, even_odd, acc);
       }
-      for (int j = 0; j < COLS; j++) {
-        const int at = (col + j) % size, in = (col + j) / size;
-        out[row_of_c(size, blocks, i, at, in)][lane_of_c(size, blocks, i, at, in)] =
-            as_bits(acc[j]);
-      }
+      for (int j = 0; j < COLS; j++) out[row][lane + j] = as_bits(acc[j]);
     }
   }
   const int rows = size * size * blocks / LANES;
