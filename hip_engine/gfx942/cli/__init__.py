@@ -1,4 +1,4 @@
-"""The command line: one module a subcommand, each with HELP, add_arguments and main."""
+"""The command line: one module a subcommand, each with add_arguments and main."""
 
 import argparse
 import importlib
@@ -8,13 +8,16 @@ import sys
 
 from hip_engine.errors import DeviceFault, EngineError
 
-# Subcommand -> module with HELP, add_arguments(parser) and main(options) -> exit code.
+# Subcommand -> its module, with add_arguments(parser) and main(options) -> exit code; and its line.
 COMMANDS = {
-    "info": "hip_engine.gfx942.cli.info",
-    "run": "hip_engine.gfx942.cli.run",
-    "hip": "hip_engine.gfx942.cli.hip",
-    "isa": "hip_engine.gfx942.cli.isa",
-    "bench": "hip_engine.gfx942.bench",
+    "info": (
+        "hip_engine.gfx942.cli.info",
+        "what is in a code object: kernels, registers, occupancy, opcodes",
+    ),
+    "run": ("hip_engine.gfx942.cli.run", "run a kernel on arrays"),
+    "hip": ("hip_engine.gfx942.cli.hip", "run a compiled HIP program on this CPU"),
+    "isa": ("hip_engine.gfx942.cli.isa", "which instructions are implemented and tested"),
+    "bench": ("hip_engine.gfx942.bench", "how fast this CPU runs gfx942 code, beside torch"),
 }
 EXIT_FAULT, EXIT_USAGE = 1, 2
 EPILOG = """\
@@ -28,8 +31,8 @@ program or object with kernels in it. Exit codes: 0 done; 1 the kernel faulted; 
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every subcommand whose module is there."""
+def parser(chosen: str | None) -> argparse.ArgumentParser:
+    """All subcommands that are there; only the chosen one is imported and knows its options."""
     made = argparse.ArgumentParser(
         prog="python -m hip_engine.gfx942",
         description="gfx942 (MI300X) machine code on this CPU, without a GPU.",
@@ -37,24 +40,26 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = made.add_subparsers(required=True, metavar="command")
-    for name, place in COMMANDS.items():
+    for name, (place, line) in COMMANDS.items():
         if importlib.util.find_spec(place) is None:
             continue
-        module = importlib.import_module(place)
+        module = importlib.import_module(place) if name == chosen else None
         command = commands.add_parser(
             name,
-            help=module.HELP,
-            description=module.__doc__,
+            help=line,
+            description=module.__doc__ if module else line,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(command)
-        command.set_defaults(main=module.main)
+        if module:
+            module.add_arguments(command)
+            command.set_defaults(main=module.main)
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and run one subcommand; an error raised on purpose is one line on stderr."""
-    options = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    options = parser(argv[0] if argv else None).parse_args(argv)
     try:
         return options.main(options)
     except (EngineError, OSError) as error:

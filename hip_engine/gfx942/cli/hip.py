@@ -16,7 +16,6 @@ import shlex
 
 from hip_engine.gfx942.hip_runtime import build
 
-HELP = "run a compiled HIP program on this CPU"
 VARIABLE = "LD_LIBRARY_PATH"
 
 

@@ -16,7 +16,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from hip_engine.errors import CodeObjectError, UnsupportedInstruction
@@ -27,7 +29,8 @@ from hip_engine.gfx942.isa import instruction_class
 from hip_engine.gfx942.occupancy import MAX_WAVES_PER_SIMD, Occupancy, occupancy
 from hip_engine.gfx942.translate import survey
 
-HELP = "what is in a code object: kernels, registers, occupancy, opcodes"
+WIDE = 250
+DETAILED = 4  # kernels that are shown in full without being asked for
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,13 @@ def main(options: argparse.Namespace) -> int:
         return 0
     console = Console(highlight=False)
     if len(found) > 1:
-        console.print(_overview(found))
+        table = _overview(found)
+        widest = Measurement.get(console, console.options.update(max_width=WIDE), table).maximum
+        console.width = max(console.width, widest)
+        console.print(table)
+    if len(found) > DETAILED and options.kernel == "*":
+        console.print("For one of them: --kernel=NAME, or a pattern.")
+        return 0
     for facts in found:
         _show(console, facts, options.top)
     return 0
@@ -137,11 +146,12 @@ def _count(instructions: list[Instruction], key) -> dict[str, int]:
 
 
 def _overview(found: list[KernelFacts]) -> Table:
-    table = Table(title=f"{len(found)} kernels", title_justify="left")
-    for name in ("kernel", "args", "VGPR", "AGPR", "SGPR", "spills", "LDS", "scratch"):
-        table.add_column(name, justify="left" if name == "kernel" else "right")
-    for name in ("waves/SIMD", "instr", "mfma", "cannot run"):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(f"{len(found)} kernels", no_wrap=True)
+    for name in ("args", "VGPR", "AGPR", "SGPR", "spills", "LDS", "scratch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("waves", "instr", "mfma", "cannot run"):
+        table.add_column(name, justify="right", no_wrap=True)
     for f in found:
         spills = None if f.vgpr_spills is None else f.vgpr_spills + (f.sgpr_spills or 0)
         numbers = (len(f.arguments), f.vgprs, f.agprs, f.sgprs, spills, f.lds_bytes)

@@ -31,7 +31,6 @@ from hip_engine.gfx942.device import EmulatedDevice
 from hip_engine.gfx942.dispatch import BUDGET
 from hip_engine.gfx942.program import Program, ProgramKernel
 
-HELP = "run a kernel on arrays"
 POSITIONAL = re.compile(r"arg(\d+)$")
 MAX_ARRAY_BYTES = 1 << 36
 
