@@ -14,9 +14,10 @@ from hip_engine.kv_cache import KvCache, KvGeometry, KvLayout
 from hip_engine.launcher import Launcher
 from hip_engine.memory_plan import MemoryPlan, rope_table
 from hip_engine.options import Options
+from hip_engine.precision import declared_precision
 from hip_engine.routes import Attestation, Route, attention_symbol, observe, resolve
 from hip_engine.spot_check import check_weights_on_device
-from hip_engine.taps import NO_LAYER, NO_TAPS, Step, Taps, declared_precision, sites_of
+from hip_engine.taps import NO_LAYER, NO_TAPS, Step, Taps, sites_of
 from hip_engine.weights import ModelFile, open_model
 
 
@@ -28,8 +29,7 @@ class Engine:
     Attributes:
       config, model_sha256, code_object_sha256: what runs.
       route, route_reason: the concrete route of decode, and why `auto` became it.
-      precision: site -> {"store", "accumulate"} dtypes, as the kernels are written; "operands" too
-        where inputs are rounded before they are multiplied.
+      precision: site -> {"store", "accumulate"} dtypes and more, as the kernels are written.
       sites: the sites that can be tapped.
       launch_log: what decode launched since `reset`; prefill_log: what batched prefill did.
     """
@@ -72,7 +72,7 @@ class Engine:
         config, kind = model.config, options.kv_type
         self.config, self.model_sha256 = config, model.sha256
         self.route, self.route_reason = route, reason
-        self.sites, self.precision = sites_of(route), declared_precision(route, kind)
+        self.sites, self.precision = sites_of(route), declared_precision(config, route, kind)
         self._launcher, self._device, self._options = launcher, launcher.device, options
         self._choice = _choose(route, launcher, model, options)
         # Rows of one sequence must all be appended before any is read: fused cannot.

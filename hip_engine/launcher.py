@@ -33,9 +33,14 @@ class Matrix(NamedTuple):
 
 def gemv_workgroups(rows: int, columns: int) -> int:
     """Workgroups for one matrix: GemvShape of kernels/gemv.hip."""
+    groups = WAVE // lanes_of_a_row(columns)
+    return math.ceil(rows / (GEMV_WAVES * GEMV_ROWS_PER_WAVE * groups))
+
+
+def lanes_of_a_row(columns: int) -> int:
+    """Lanes that share a row of a weight matrix: a power of two up to the wave."""
     units = max(columns // UNIT, 1)
-    lanes = min(WAVE, 1 << (units.bit_length() - 1))
-    return math.ceil(rows / (GEMV_WAVES * GEMV_ROWS_PER_WAVE * (WAVE // lanes)))
+    return min(WAVE, 1 << (units.bit_length() - 1))
 
 
 class Launcher:

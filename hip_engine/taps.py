@@ -7,7 +7,6 @@ import numpy as np
 
 from hip_engine.device import LaunchRecord
 from hip_engine.errors import UnknownSite
-from hip_engine.kv_types import KvType
 from hip_engine.routes import Route
 
 NO_LAYER = -1
@@ -24,15 +23,6 @@ IN_REGISTERS = {"manual": frozenset(), "fused": frozenset({"attn.q_rope", "attn.
 def sites_of(route: Route) -> tuple[str, ...]:
     """The sites that a route materialises."""
     return tuple(site for site in SITES if site not in IN_REGISTERS[route.kernel])
-
-
-def declared_precision(route: Route, kind: KvType) -> dict[str, dict[str, str]]:
-    """site -> {"store", "accumulate"}, and "operands" where inputs are rounded to be multiplied."""
-    precision = {site: {"store": "float32", "accumulate": "float32"} for site in sites_of(route)}
-    precision["kv.k"]["store"] = precision["kv.v"]["store"] = kind.name
-    if route.matmul == "mfma":
-        precision["attn.out"]["operands"] = kind.operands
-    return precision
 
 
 @dataclass(frozen=True)

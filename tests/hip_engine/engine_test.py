@@ -90,7 +90,7 @@ def predictions(engine, tensors, taps, layer):
         return x.astype(np.float64), np.zeros(x.shape)
 
     q_NH = taps.get((layer, "attn.q_rope"), turned(tap("attn.q")))[0]
-    operands = engine.precision["attn.out"].get("operands")
+    operands = engine.precision["attn.out"].get("operand")
     sites = {
         "attn.q": gemv("attn.norm", "attn_q"),
         "attn.k": gemv("attn.norm", "attn_k"),

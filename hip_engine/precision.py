@@ -1,0 +1,44 @@
+"""What the kernels' arithmetic is, site by site, as the judge's bounds want it declared."""
+
+from hip_engine.config import ModelConfig
+from hip_engine.kv_types import KvType
+from hip_engine.launcher import UNIT, lanes_of_a_row
+from hip_engine.routes import Route
+from hip_engine.taps import sites_of
+
+EXP_ULP = 1.1  # Exp of kernels/numeric.h, over all fp32 arguments
+# Tile to chunk and chunk to total: the maximum of a tile is known before its sum starts.
+RESCALES = 2
+
+Precision = dict[str, str | int | float]
+
+
+def declared_precision(config: ModelConfig, route: Route, kind: KvType) -> dict[str, Precision]:
+    """site -> store and accumulate dtypes, and what narrows a bound below "any order in fp32".
+
+    chain: additions that a term of a sum passes. operand: what factors are rounded to before they
+    are multiplied. exp_ulp, rescales: of softmax and SwiGLU.
+    """
+    precision: dict[str, Precision] = {
+        site: {"store": "float32", "accumulate": "float32"} for site in sites_of(route)
+    }
+    precision["kv.k"]["store"] = precision["kv.v"]["store"] = kind.name
+    columns = dict.fromkeys(
+        ("attn.q", "attn.k", "attn.v", "ffn.gate", "ffn.up", "logits"), config.D
+    )
+    columns |= {"attn.proj": config.N * config.H, "ffn.down": config.F}
+    for site, count in columns.items():
+        precision[site]["chain"] = gemv_chain(count)
+    precision["attn.out"] |= {"exp_ulp": EXP_ULP, "rescales": RESCALES}
+    precision["ffn.act"]["exp_ulp"] = EXP_ULP
+    if route.matmul == "mfma":
+        precision["attn.out"]["operand"] = kind.operands
+    return precision
+
+
+def gemv_chain(columns: int) -> int:
+    """Additions that a product passes in gemv.hip: its lane's quarter, the quarters, the lanes."""
+    lanes = lanes_of_a_row(columns)
+    units = -(-columns // (UNIT * lanes))
+    tail = -(-(columns % UNIT) // lanes)
+    return units * UNIT // 4 + tail + 2 + lanes.bit_length() - 1
