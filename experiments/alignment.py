@@ -12,7 +12,6 @@ from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS, Config
 from experiments.reference import Reference
-from hip_engine import routes
 from hip_engine.kv_cache import KvGeometry
 
 
@@ -65,7 +64,8 @@ class Alignment:
         """Every reason not to pass, as (exit code, text)."""
         found = [(EXIT_FAIL, f"device fault: {text}") for text in self.device_faults]
         for prompt, result in self.results.items():
-            found += [(code, f"{prompt}: {text}") for code, text in _reasons(result, self.config)]
+            reasons = _reasons(result, self.config, self.facts["route_resolved"])
+            found += [(code, f"{prompt}: {text}") for code, text in reasons]
         return found
 
     @property
@@ -76,7 +76,8 @@ class Alignment:
         return next((code for code in order if code in codes), EXIT_PASS)
 
 
-def _reasons(result: PromptResult, config: Config) -> Iterator[tuple[int, str]]:
+def _reasons(result: PromptResult, config: Config, route: str) -> Iterator[tuple[int, str]]:
+    """`route` is the concrete one that was run."""
     for complaint in result.reference.complaints:
         yield EXIT_ORACLE, f"oracle self-check: {complaint}"
     if result.assertion:
@@ -93,9 +94,8 @@ def _reasons(result: PromptResult, config: Config) -> Iterator[tuple[int, str]]:
         yield EXIT_INCONCLUSIVE, "KV invariants were not checked (--kv_invariants)"
     if not config.decode_ref:
         yield EXIT_INCONCLUSIVE, "nothing was compared with the oracle (--decode_ref)"
-    route, _ = routes.resolve(routes.Route.parse(config.route))
     seen = result.run.attestation
-    if why := why_not_attested(str(route), seen.observed, seen.attention_mfma):
+    if why := why_not_attested(route, seen.observed, seen.attention_mfma):
         yield EXIT_INCONCLUSIVE, f"not attested: {why}"
     if result.flips and not result.assertion and not result.kv_errors:
         where = ", ".join(map(str, result.flips))

@@ -6,29 +6,27 @@ from collections.abc import Iterator
 import hip_engine.engine as engines
 from experiments import inject, under_test
 from experiments.align import compare, faults, records, sites, trace
+from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
+from experiments.arithmetic import OracleArithmetic
 from experiments.flags import ROOT, Config, parse_layers
 from experiments.progress import Clock
-from experiments.reference import (
-    OracleArithmetic,
-    Reference,
-    make_reference,
-    tokenise,
-)
+from experiments.reference import Reference, make_reference, tokenise
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
 from hip_engine import kernels, routes
 from hip_engine.device import Device, open_device
 from hip_engine.errors import DeviceFault
 from hip_engine.gfx942 import jit
+from hip_engine.kv_types import KV_TYPES
 
 
 def run(config: Config, clock: Clock) -> Alignment:
     """Everything from files to verdicts. Bad input raises before anything slow starts."""
     records.writable_dir(config.out_path)
     fault = faults.find(config.inject_fault) if config.inject_fault else None
-    routes.resolve(routes.Route.parse(config.route))
+    routes.resolve(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
     chosen_sites = sites.resolve(config.points)
     with clock.stage("oracle load"):
         oracle = Oracle.open(config.model, Policy.uniform(_dtype(config.precision)))
@@ -62,7 +60,7 @@ def run(config: Config, clock: Clock) -> Alignment:
                 alignment.device_faults.append(f"{prompt}: {error}")
                 continue
             alignment.results[prompt] = result
-        alignment.routes.extend(_route_matrix(alignment, device, clock))
+        alignment.routes.extend(_route_matrix(alignment, engine, device, clock))
     return alignment
 
 
@@ -135,36 +133,46 @@ def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict
     return ""
 
 
-def _route_matrix(alignment: Alignment, device: Device, clock: Clock) -> Iterator[RouteResult]:
-    """All nine combinations; a route that another name stands for is run once."""
-    config, ran = alignment.config, {}
-    main_route = routes.Route.parse(config.route)
-    for prompt, result in alignment.results.items():
-        first = result.reference.prompt_tokens - 1
-        top1 = result.run.top1_T
-        ran[routes.resolve(main_route)[0], prompt] = under_test.RouteRun(
-            result.run.attestation.observed, top1[first], top1[first + 1]
-        )
-    for name, chosen, why in under_test.all_routes():
+def _route_matrix(
+    alignment: Alignment, engine, device: Device, clock: Clock
+) -> Iterator[RouteResult]:
+    """All nine combinations; a route that several names stand for is run once."""
+    config, results = alignment.config, alignment.results
+    ran = {engine.route: {prompt: _as_route_run(r) for prompt, r in results.items()}}
+    for name, chosen, why in under_test.all_routes(engine, config.kv_dtype):
         if chosen is None:
-            yield RouteResult(name, status="not built")
+            yield RouteResult(name, status="not possible", note=why)
             continue
-        for prompt, result in alignment.results.items():
-            if (chosen, prompt) not in ran:
-                with clock.stage("other routes", f"{chosen} {prompt}"):
-                    other = engines.Engine.open(
-                        config.model, device, route=chosen, kv_dtype=config.kv_dtype
-                    )
-                    ran[chosen, prompt] = under_test.run_route(other, result.reference)
-                    other.close()
-            yield _route_result(name, chosen, why, ran[chosen, prompt], result.reference)
+        if chosen not in ran:
+            with clock.stage("other routes", str(chosen)):
+                ran[chosen] = _run_route(alignment, device, chosen)
+        for prompt, result in results.items():
+            yield _route_result(name, chosen, why, ran[chosen][prompt], result.reference)
 
 
-def _route_result(name, chosen, why, route_run, reference: Reference) -> RouteResult:
-    tokens = route_run.prefill_last_top1, route_run.decode0_top1
-    if route_run.observed != str(chosen):
-        status = f"not attested: expected {chosen}"
+def _as_route_run(result: PromptResult) -> under_test.RouteRun:
+    last = result.reference.prompt_tokens - 1
+    return under_test.RouteRun(*result.run.top1_T[last : last + 2], result.run.attestation)
+
+
+def _run_route(alignment: Alignment, device: Device, route) -> dict[str, under_test.RouteRun]:
+    config = alignment.config
+    engine = engines.Engine.open(config.model, device, route=route, kv_dtype=config.kv_dtype)
+    try:
+        return {
+            prompt: under_test.run_route(engine, result.reference)
+            for prompt, result in alignment.results.items()
+        }
+    finally:
+        engine.close()
+
+
+def _route_result(name, chosen, why, ran: under_test.RouteRun, reference: Reference) -> RouteResult:
+    tokens = ran.prefill_last_top1, ran.decode0_top1
+    seen = ran.attestation
+    if why_not_attested(str(chosen), seen.observed, seen.attention_mfma):
+        status = f"not attested as {chosen}"
     else:
         status = "ok" if tokens == reference.expected else "token differs"
     note = "" if name == str(chosen) else why
-    return RouteResult(name, reference.prompt, route_run.observed, *tokens, status, note)
+    return RouteResult(name, reference.prompt, seen.observed, *tokens, status, note)

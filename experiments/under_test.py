@@ -14,6 +14,7 @@ from hip_engine.device import Device
 from hip_engine.engine import Engine
 from hip_engine.errors import RouteNotBuilt
 from hip_engine.kv_cache import KvGeometry
+from hip_engine.kv_types import KV_TYPES
 from hip_engine.taps import Taps
 
 
@@ -41,14 +42,14 @@ class EngineRun:
 
 
 def kv_slots(geometry: KvGeometry) -> list[Slots]:
-    """The cache's layout as plain numbers."""
-    strides = (
-        geometry.layer_stride_bytes,
-        geometry.head_stride_bytes,
-        geometry.position_stride_bytes,
-    )
-    counts = np.indices((geometry.layers, geometry.kv_heads, geometry.positions))
-    offsets_LKS = sum(stride * count for stride, count in zip(strides, counts, strict=True))
+    """The cache's layout as plain numbers: the slots of sequence 0, as far as it has pages."""
+    pages = int((geometry.tables_BP[0] >= 0).sum())
+    positions = range(min(pages * geometry.page_slots, geometry.positions))
+    offsets_S = np.array([geometry.offset_bytes(0, 0, position) for position in positions])
+    starts_LK = geometry.layer_stride_bytes * np.arange(geometry.layers)[
+        :, None
+    ] + geometry.head_stride_bytes * np.arange(geometry.kv_heads)
+    offsets_LKS = starts_LK[:, :, None] + offsets_S
     return [
         Slots(kind, buffer.address, buffer.nbytes, geometry.slot_bytes, offsets_LKS)
         for kind, buffer in (("k", geometry.k), ("v", geometry.v))
@@ -68,7 +69,6 @@ def run_forced(
     Of the other layers that these depend on, only the output is kept.
     """
     taps = Taps.of(engine.sites, needed_layers(layers, engine.config.L))
-    slots = kv_slots(engine.kv_geometry()) if watch else []
     taken = Taken(layers)
     top1, watched = [], []
     engine.reset()
@@ -79,7 +79,7 @@ def run_forced(
             geometry = engine.kv_geometry()
             buffers = (geometry.k, geometry.v)
             accesses = [Access(log.written(buffer), log.read(buffer)) for buffer in buffers]
-            watched.append(WatchedStep(*check_step(slots, accesses, position)))
+            watched.append(WatchedStep(*check_step(kv_slots(geometry), accesses, position)))
         else:
             step = engine.step(token_id, taps)
         taken.add(step.taps)
@@ -143,26 +143,27 @@ def _free_tokens(engine: Engine, reference: Reference, top1: list[int]) -> tuple
 
 @dataclass(frozen=True)
 class RouteRun:
-    """The two top-1 tokens of one prompt on one route, run without taps."""
+    """The two top-1 tokens of one prompt on one route, and what decode executed."""
 
-    observed: str
     prefill_last_top1: int
     decode0_top1: int
+    attestation: routes.Attestation
 
 
 def run_route(engine: Engine, reference: Reference) -> RouteRun:
+    """The prompt in one prefill, then a decode step on the oracle's token; no taps."""
     engine.reset()
     prefill_last = engine.prefill(reference.token_ids[: reference.prompt_tokens])[-1]
     decode0 = engine.step(reference.token_ids[reference.prompt_tokens])
-    return RouteRun(engine.attest().observed, prefill_last.top1, decode0.top1)
+    return RouteRun(prefill_last.top1, decode0.top1, engine.attest())
 
 
-def all_routes() -> Iterator[tuple[str, routes.Route | None, str]]:
-    """Every kernel x matmul combination: its name, the route it stands for if built, and why."""
+def all_routes(engine: Engine, kv_dtype: str) -> Iterator[tuple[str, routes.Route | None, str]]:
+    """Every kernel x matmul combination: its name, the route it stands for if any, and why."""
     for words in itertools.product(routes.KERNEL_WORDS, routes.MATMUL_WORDS):
         wanted = routes.Route(*words)
         try:
-            chosen, reason = routes.resolve(wanted)
+            chosen, reason = routes.resolve(wanted, KV_TYPES[kv_dtype], engine.config)
         except RouteNotBuilt as lacking:
             yield str(wanted), None, str(lacking)
         else:

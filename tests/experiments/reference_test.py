@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import reference
+from experiments import arithmetic, reference
 from experiments.align import compare, sites, trace
 from experiments.align.verdict import CLEAN, Status
 from experiments.flags import UsageError
@@ -31,16 +31,17 @@ def as_engine(oracle, ref, policy):
     layers = reference.needed_layers(LAYERS, oracle.config.layers)
     taps = Taps(sites.SITES, layers)
     step = oracle.with_policy(policy).prefill(list(ref.token_ids), taps=taps)
-    rows = {place: reference._rows(place[1], value) for place, value in step.taps.items()}
+    rows = {place: reference.rows_of(place[1], value) for place, value in step.taps.items()}
     return trace.Trace(ref.trace.run, rows)
 
 
-def judge(oracle, ref, got, dtype="float32"):
+def judge(oracle, ref, got, dtype="float32", fused=()):
     dims = oracle.config.dimensions
-    precision = {site: {"store": dtype, "accumulate": dtype} for site in sites.SITES}
-    declared = compare.Declared(dims, dict.fromkeys(sites.SITES, dtype))
-    arithmetic = reference.OracleArithmetic(oracle, dims, precision).as_arithmetic()
-    found = compare.judge_all(ref.trace, got, arithmetic, declared, LAYERS, sites.SITES)
+    stored = [site for site in sites.SITES if site not in fused]
+    precision = {site: {"store": dtype, "accumulate": dtype} for site in stored}
+    declared = compare.Declared(dims, dict.fromkeys(stored, dtype), frozenset(fused))
+    ops = arithmetic.OracleArithmetic(oracle, dims, precision).as_arithmetic()
+    found = compare.judge_all(ref.trace, got, ops, declared, LAYERS, sites.SITES)
     return {(v.layer, v.site): v for v in found}
 
 
@@ -54,6 +55,34 @@ def test_the_oracle_in_fp32_passes_as_an_engine_at_every_site(oracle, ref):
 def test_the_oracle_in_fp64_under_the_name_of_fp32_is_not_believed(oracle, ref):
     verdicts = judge(oracle, ref, as_engine(oracle, ref, Policy.fp64()))
     assert verdicts[2, "attn.out"].status is Status.DTYPE
+
+
+ROTATED = ("attn.q_rope", "attn.k_rope")
+
+
+def without(got, fused):
+    kept = {place: rows for place, rows in got.rows_by_place.items() if place[1] not in fused}
+    return replace(got, rows_by_place=kept)
+
+
+def test_ops_that_read_a_fused_tensor_are_judged_from_the_one_before(oracle, ref):
+    got = without(as_engine(oracle, ref, Policy.fp32()), ROTATED)
+    verdicts = judge(oracle, ref, got, fused=ROTATED)
+    for (_, site), found in verdicts.items():
+        assert found.status in ({Status.FUSED} if site in ROTATED else CLEAN)
+    assert verdicts[2, "kv.k"].status is Status.WITHIN_FLOOR
+    assert verdicts[2, "attn.out"].worst.ratio_max > 0
+
+
+def test_a_wrong_rotation_in_registers_is_blamed_on_what_was_stored_next(oracle, ref):
+    got = as_engine(oracle, ref, Policy.fp32())
+    rows = dict(without(got, ROTATED).rows_by_place)
+    unrotated_TKH = got.rows(2, "attn.k")
+    rows[2, "kv.k"] = [unrotated_TKH[: t + 1] for t in range(len(unrotated_TKH))]
+    verdicts = judge(oracle, ref, replace(got, rows_by_place=rows), fused=ROTATED)
+    statuses = [j.status for j in verdicts[2, "kv.k"].judgements]
+    # Position 0 is not turned, so that only later tokens can show it.
+    assert statuses[0] in CLEAN and set(statuses[1:]) == {Status.STRUCTURAL}
 
 
 def test_an_overwritten_slot_is_blamed_on_the_step_that_overwrote_it(oracle, ref):

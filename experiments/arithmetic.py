@@ -1,0 +1,181 @@
+"""The oracle's ops over a trace of either side: op64 on captured inputs, floors and closure."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from experiments.align import compare, sites, trace
+from experiments.reference import SLOT_SITES, rows_of
+from greta_jax.bounds import bound
+from greta_jax.graph import INPUTS, KV_SITES
+from greta_jax.model import Oracle
+from greta_jax.precision import Policy, unit_roundoff
+from greta_jax.replay import replay
+
+ATTENTION_SITES = (*SLOT_SITES, "attn.out")
+ROTATED = {"attn.q_rope": "attn.q", "attn.k_rope": "attn.k"}
+SLACK = "slack"
+"""Name of an input that bounds the error of another: one that a fused kernel kept in registers."""
+
+
+class OracleArithmetic:
+    """What compare.Arithmetic asks for, from the oracle's replay and bounds.
+
+    `engine_precision` maps each site that the engine stores to what it declares of it. A rotated q
+    or k that is not among them is computed in fp64 from the q or k before, and what the engine's
+    own rotation may have rounded away is carried into the floor of the op that read it.
+    """
+
+    def __init__(self, oracle: Oracle, dims: dict[str, int], engine_precision: dict):
+        self.fp64 = oracle.with_policy(Policy.fp64())
+        self.layers, self.dims, self.engine_precision = oracle.config.layers, dims, engine_precision
+        self.policy = oracle.policy
+
+    def as_arithmetic(self) -> compare.Arithmetic:
+        return compare.Arithmetic(self.inputs, self.op64, self.floor, self.closure)
+
+    def inputs(self, side: trace.Trace, layer: int, site: str) -> dict:
+        """What the op read, by the names of INPUTS; for the cache also its slab of each step."""
+        read = {}
+        for name in INPUTS[site]:
+            if name == "token_ids":
+                read[name] = np.asarray(side.run.token_ids_T)
+            elif name == "positions":
+                read[name] = np.arange(len(side.run.token_ids_T))
+            elif name == "resid.in":
+                read[name] = compare.captured(side, *self._before(layer, site), self.dims)
+            elif name in ROTATED and (layer, name) not in side:
+                read |= self._rotated(side, layer, name)
+            else:
+                read[name] = compare.captured(side, layer, name, self.dims)
+        if site in KV_SITES:
+            read["slabs"] = compare.captured(side, layer, site, self.dims)
+        return read
+
+    def _before(self, layer: int, site: str) -> tuple[int, str]:
+        if site == "final.norm":
+            return self.layers - 1, "resid.out"
+        return (layer - 1, "resid.out") if layer else (sites.NO_LAYER, "embed")
+
+    def _rotated(self, side: trace.Trace, layer: int, name: str) -> dict:
+        source = ROTATED[name]
+        read = {
+            source: compare.captured(side, layer, source, self.dims),
+            "positions": np.arange(len(side.run.token_ids_T)),
+        }
+        registers = self.engine_precision[source]["accumulate"]
+        declared = {"store": registers, "accumulate": registers}
+        return {
+            name: replay(self.fp64, name, layer, read),
+            SLACK: bound(self.fp64, name, layer, read, declared),
+        }
+
+    def op64(self, layer: int, site: str, inputs: dict) -> compare.Rows:
+        return _evaluate(partial(self._replay, layer, site), site, inputs)
+
+    def _replay(self, layer: int, site: str, inputs: dict) -> np.ndarray:
+        return replay(self.fp64, site, layer, _without(inputs, SLACK))
+
+    def floor(self, layer: int, site: str, inputs: dict) -> dict[str, compare.Rows]:
+        """First version: the a-priori bound at the precision the engine declares."""
+        return {"bound": self._bounds(self.engine_precision[site], layer, site, inputs)}
+
+    def closure(self, layer: int, site: str, inputs: dict) -> compare.Rows:
+        """The bound at the oracle's own precision."""
+        store = self.policy.kv if site in KV_SITES else self.policy.activation
+        declared = {"store": store, "accumulate": self.policy.compute}
+        return self._bounds(declared, layer, site, inputs)
+
+    def _bounds(self, declared: dict, layer: int, site: str, inputs: dict) -> compare.Rows:
+        if site in KV_SITES:
+            # Slots of earlier tokens are to be kept, bit for bit.
+            new_TKH = self._bound(declared, layer, site, _without(inputs, "slabs"))
+            return GrowingSlabs(new_TKH, lambda t: np.zeros((t, *new_TKH.shape[1:])))
+        return _evaluate(partial(self._bound, declared, layer, site), site, inputs)
+
+    def _bound(self, declared: dict, layer: int, site: str, inputs: dict) -> np.ndarray:
+        exact = _without(inputs, SLACK)
+        error = bound(self.fp64, site, layer, exact, declared)
+        if SLACK not in inputs:
+            return error
+        if site in KV_SITES:
+            return error + inputs[SLACK] * (1 + unit_roundoff(declared["store"]))
+        return error + self._moved(layer, site, exact, inputs[SLACK])
+
+    def _moved(self, layer: int, site: str, inputs: dict, slack_TNH: np.ndarray) -> np.ndarray:
+        """How far scores, probabilities or attn.out may move when q does by `slack_TNH`.
+
+        A score that moves by d and a softmax sum that moves with the largest d multiply a
+        probability by at most exp(d + largest d).
+        """
+        k_SKH = np.abs(np.asarray(inputs["kv.k"], np.float64))
+        prob_TNS = replay(self.fp64, "attn.probs", layer, _without(inputs, "kv.v"))
+        (tokens, heads, slots), (K, H) = prob_TNS.shape, k_SKH.shape[1:]
+        slack_TKGH = slack_TNH.reshape(tokens, K, -1, H)
+        moved_TKGS = np.einsum("TKGH,SKH->TKGS", slack_TKGH, k_SKH) * H**-0.5
+        moved_TNS = np.where(prob_TNS > 0, moved_TKGS.reshape(tokens, heads, slots), 0)
+        if site == "attn.scores":
+            return moved_TNS
+        change_TNS = prob_TNS * np.expm1(moved_TNS + moved_TNS.max(axis=-1, keepdims=True))
+        if site == "attn.probs":
+            return change_TNS
+        v_SKH = np.abs(np.asarray(inputs["kv.v"], np.float64))
+        change_TKGS = change_TNS.reshape(tokens, K, -1, slots)
+        return np.einsum("TKGS,SKH->TKGH", change_TKGS, v_SKH).reshape(tokens, heads, H)
+
+
+def _evaluate(function: Callable[[dict], np.ndarray], site: str, inputs: dict) -> compare.Rows:
+    """`function(inputs)` for all tokens, at once where what they read allows it."""
+    if site in KV_SITES:
+        new_TKH = function(_without(inputs, "slabs"))
+        slabs = inputs["slabs"]
+        return GrowingSlabs(new_TKH, lambda t: slabs[t - 1] if t else new_TKH[:0])
+    if site not in ATTENTION_SITES:
+        return function(inputs)
+    slabs = [name for name in KV_SITES if name in inputs]
+    if all(_append_only(inputs[name]) for name in slabs):
+        return rows_of(site, function({**inputs, **{name: inputs[name][-1] for name in slabs}}))
+    return [
+        function(
+            {
+                name: rows[position] if name in slabs else rows[position][None]
+                for name, rows in inputs.items()
+            }
+        )[0]
+        for position in range(len(inputs["attn.q_rope"]))
+    ]
+
+
+class GrowingSlabs(Sequence):
+    """Token t's slab: `earlier(t)`, its first t slots, and then the row it appended.
+
+    Made when asked for: all of them together grow with the square of the tokens.
+    """
+
+    def __init__(self, new_TKH: np.ndarray, earlier: Callable[[int], np.ndarray]):
+        self._new_TKH, self._earlier = new_TKH, earlier
+
+    def __len__(self) -> int:
+        return len(self._new_TKH)
+
+    def __getitem__(self, token: int) -> np.ndarray:
+        if not 0 <= token < len(self):
+            raise IndexError(token)
+        earlier = self._earlier(token).astype(np.float64)
+        return np.concatenate([earlier, self._new_TKH[token : token + 1]])
+
+
+def _without(inputs: dict, left_out: str) -> dict:
+    return {name: value for name, value in inputs.items() if name != left_out}
+
+
+def _append_only(slabs: compare.Rows) -> bool:
+    """Whether no step changed a slot of an earlier one: then one slab serves all tokens."""
+    last_SKH = slabs[-1]
+    return all(
+        slab_SKH.base is not None
+        and slab_SKH.base is last_SKH.base
+        or np.array_equal(slab_SKH, last_SKH[: len(slab_SKH)], equal_nan=True)
+        for slab_SKH in slabs
+    )
