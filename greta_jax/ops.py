@@ -30,10 +30,11 @@ def rms_norm(cfg: LayerConfig, how: Arithmetic, x_TD, scale_D):
     return x_TD / jnp.sqrt(mean_T1 + x_TD.dtype.type(cfg.rms_eps)) * scale_D[None, :]
 
 
-def project(cfg: LayerConfig, how: Arithmetic, x_TX, w_EX):
-    """Rows of a matrix times each token."""
+def project(cfg: LayerConfig, how: Arithmetic, x, rows):
+    """Rows of a matrix (in row order, of any shape) times each token."""
     del cfg, how
-    return jnp.einsum("TX,EX->TE", x_TX.reshape(x_TX.shape[0], -1), w_EX)
+    x_TX = x.reshape(x.shape[0], -1)
+    return jnp.einsum("TX,EX->TE", x_TX, rows.reshape(-1, x_TX.shape[1]))
 
 
 def rotate(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):

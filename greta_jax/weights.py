@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES
 
 from greta_jax.config import LlamaConfig
 from greta_jax.errors import TensorError
-from greta_jax.gguf.dequantize import check_format, dequantize, magnitude, rounds
+from greta_jax.gguf.dequantize import check_format, dequantize, dequantize_blocks, magnitude, rounds
 from greta_jax.gguf.reader import GgufFile
 
 LAYER_TENSORS = {
@@ -68,7 +68,7 @@ class ModelWeights:
         return ModelWeights(self.file, self.config, store, self._asked_resident)
 
     def chunks(self, name: str, layer: int = -1) -> Iterator[jax.Array]:
-        """A weight as blocks of rows [rows, X], first rows first; a vector as one [D].
+        """A matrix as chunks of whole rows, each in the shape of its blocks; a vector as one [D].
 
         Raises TensorError if it holds NaN or inf (every tensor is checked once).
         """
@@ -89,17 +89,17 @@ class ModelWeights:
     def load(self, name: str, layer: int = -1) -> jax.Array:
         """One whole weight, shaped as its suffix says. Raises as `chunks`."""
         parts = list(self._decode(self.tensor_name(name, layer)))
-        return jnp.concatenate(parts).reshape(self.shape(name))
+        return jnp.concatenate([part.reshape(-1) for part in parts]).reshape(self.shape(name))
 
     def _decode(self, tensor: str) -> Iterator[jax.Array]:
         info, raw = self.file.info(tensor), self.file.raw_rows(tensor)
         rows = rows_of_chunk(info.shape[-1])
         counts = []
         for start in range(0, raw.shape[0], rows):
-            weights = dequantize(raw[start : start + rows], info.dtype, self.store)
+            weights = dequantize_blocks(raw[start : start + rows], info.dtype, self.store)
             if tensor not in self._finite:
                 counts.append(_count_nonfinite(weights))
-            yield weights if len(info.shape) > 1 else weights[0]
+            yield weights if len(info.shape) > 1 else weights.reshape(info.shape)
         self._check_finite(tensor, counts)
 
     def decode_changed(self, name: str, layer: int, change: Callable) -> jax.Array:
