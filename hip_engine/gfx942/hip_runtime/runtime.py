@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from hip_engine.device import Buffer
 from hip_engine.errors import DeviceFault
 from hip_engine.gfx942.device import EmulatedDevice
 from hip_engine.gfx942.memory import ARENA_BYTES
+from hip_engine.gfx942.module import Module
 from hip_engine.hip.errors import BY_NAME, CODES
 
 HANDLERS: dict[str, tuple[Callable, int]] = {}
@@ -101,10 +102,38 @@ class Handles:
         return thing
 
 
+@dataclass
+class FatBinary:
+    wrapper: int
+    module: Module | None = None
+
+
+@dataclass
+class Registered:
+    """What the constructors of compiled programs registered, by host address; outlives a reset."""
+
+    binaries: dict[int, FatBinary] = field(default_factory=dict)
+    functions: dict[int, tuple[int, str]] = field(default_factory=dict)
+    variables: dict[int, tuple[int, str, int]] = field(default_factory=dict)
+    managed: list[str] = field(default_factory=list)
+
+    def afresh(self) -> "Registered":
+        """The same registrations, nothing loaded."""
+        binaries = {h: FatBinary(b.wrapper) for h, b in self.binaries.items()}
+        return Registered(binaries, self.functions, self.variables, self.managed)
+
+
 class Runtime:
     """One process's view of one emulated MI300X."""
 
     def __init__(self):
+        self.registered = Registered()
+        self._texts: dict[str, ctypes.Array] = {}  # what pointers were given out for; kept
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget memory, handles and the fault; registered kernels stay registered."""
+        self.registered = self.registered.afresh()
         self.device = EmulatedDevice(sanitize=os.environ.get(SANITIZE, ""))
         numbers = itertools.count(0x4850_0000_0000, 16)
         self.streams = Handles("stream", numbers)
@@ -117,7 +146,6 @@ class Runtime:
         self._addresses: list[int] = []
         self._allocations: list[Allocation] = []
         self._reasons: dict[int, str] = {}
-        self._texts: dict[str, ctypes.Array] = {}  # what pointers were given out for; kept
 
     # ---- Allocations
 

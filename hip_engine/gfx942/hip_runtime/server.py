@@ -18,6 +18,7 @@ from hip_engine.gfx942.hip_runtime import (  # noqa: F401  (they fill HANDLERS)
     graph_calls,
     memory_calls,
     module_calls,
+    program_calls,
     stream_calls,
 )
 from hip_engine.gfx942.hip_runtime.runtime import HANDLERS, HipFailure, Runtime, api

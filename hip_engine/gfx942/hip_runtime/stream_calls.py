@@ -105,11 +105,7 @@ def hipDeviceSynchronize(hip: Runtime):
 
 @api
 def hipDeviceReset(hip: Runtime):
-    """Forget everything: memory, handles and the fault. Registered kernels stay registered."""
-    registered = getattr(hip, "registered", None)
-    hip.__init__()
-    if registered:
-        hip.registered = registered.afresh()
+    hip.reset()
 
 
 @api
