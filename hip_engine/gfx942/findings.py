@@ -11,6 +11,7 @@ FAULTS = {
     layout.FAULT_SCRATCH: "access to scratch",
     layout.FAULT_JUMP: "jump to an address that is no code",
     layout.FAULT_TRAP: "trap instruction",
+    layout.FAULT_DESCRIPTOR: "swizzled or add-tid buffer descriptor, not implemented,",
 }
 FINDINGS = {
     layout.FAULT_MISALIGNED: ("memory", "misaligned access"),

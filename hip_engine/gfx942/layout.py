@@ -38,6 +38,7 @@ TEMP = 1152  # double[64], arguments of the runtime's functions of a lane
 VGPR = 2048  # uint32[512][64]: v0..v255, then a0..a255
 WAVE_BYTES = VGPR + 512 * ROW_BYTES
 EFFECT_BYTES = 104  # effects.RECORD.size
+ARENA_BYTES = 192 << 30  # HBM of one MI300X
 
 OFFSETS = {
     name: value
@@ -61,4 +62,5 @@ ENDED, BARRIER, FAULTED, RUNAWAY = -1, -2, -3, -4
     FAULT_RACE,
     FAULT_BARRIER,
     FAULT_WAITCNT,
-) = range(11)
+    FAULT_DESCRIPTOR,
+) = range(12)

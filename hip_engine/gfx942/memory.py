@@ -13,9 +13,9 @@ import numpy as np
 
 from hip_engine.device import Buffer
 from hip_engine.errors import LaunchError, OutOfDeviceMemory, SanitizerError
+from hip_engine.gfx942.layout import ARENA_BYTES
 
 MAP_NORESERVE = 0x4000
-ARENA_BYTES = 192 << 30  # HBM of one MI300X
 GUARD_BYTES = 1 << 16
 ALIGNMENT = 1 << 12
 READ_BIT, WRITTEN_BIT, DEFINED_BIT = 1, 2, 4

@@ -17,7 +17,7 @@ enum { LANES = 64, RECENT = 16 };
 enum { ENDED = -1, BARRIER = -2, FAULTED = -3, RUNAWAY = -4, WAITING = -5 };
 enum {
   GLOBAL_LOAD, GLOBAL_STORE, LDS_ACCESS, SCRATCH_ACCESS, BAD_JUMP, TRAP,
-  MISALIGNED, UNDEFINED, RACE, BAD_BARRIER, WAITCNT
+  MISALIGNED, UNDEFINED, RACE, BAD_BARRIER, WAITCNT, BAD_DESCRIPTOR
 };
 enum { SHARED_APERTURE = 0x00010000, PRIVATE_APERTURE = 0x00020000 };
 enum { READ_BIT = 1, WRITTEN_BIT = 2, DEFINED_BIT = 4 };
@@ -356,6 +356,39 @@ static i32 flat_lanes(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, 
   return 0;
 }
 
+// A buffer access (MUBUF): lanes outside the buffer read zeros and write nowhere.
+static const u8 kZeros[16];
+static u8 sink[16] __attribute__((aligned(16)));
+
+static i32 buffer_lanes(Wave* w, u32 site, i32 row, u32 flags, u32 descriptor, u32 offset, u64 size,
+                        u32 kind, Lanes* lanes) {
+  const u32* d = &w->s[descriptor];
+  const u64 base = (d[0] | (u64)d[1] << 32) & 0xffffffffffffu;
+  const u32 stride = d[1] >> 16 & 0x3fff, records = d[2];
+  Range* range = &w->recent[site % RECENT];
+  if (d[1] >> 31 || d[3] >> 23 & 1) return fault(w, site, 0, base, BAD_DESCRIPTOR);
+  FOR_ACTIVE(i, exec_of(w)) {
+    const u32 index = flags & 2 ? w->v[row][i] : 0;
+    const u32 voffset = flags & 1 ? w->v[row + (flags & 2 ? 1 : 0)][i] : 0;
+    const u64 at = (u64)stride * index + voffset + offset;
+    const int outside = stride && (flags & 2) ? index >= records : at + size > records;
+    if (outside) {
+      lanes->a[i] = (u64)(kind == GLOBAL_LOAD ? kZeros : sink);
+      continue;
+    }
+    lanes->a[i] = base + at;
+    if (lanes->a[i] - range->begin >= range->end - range->begin ||
+        range->end - lanes->a[i] < size)
+      if (!find_range(w->memory, lanes->a[i], size, range))
+        return fault(w, site, i, lanes->a[i], kind);
+    if (w->memory->watch)
+      for (u64 b = 0; b < size; b++)
+        *(u8*)(lanes->a[i] + b + w->memory->shadow) |=
+            kind == GLOBAL_LOAD ? READ_BIT : WRITTEN_BIT;
+  }
+  return 0;
+}
+
 #define READ_LANES(type, merge)                                        \
   u32* out = w->v[dst];                                                \
   if (contiguous(lanes.a, exec, sizeof(type))) {                       \
@@ -390,6 +423,9 @@ static i32 flat_lanes(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, 
 #define GLOBAL_LANES(size, kind) global_lanes(w, site, row, wide, base, size, kind, &lanes)
 #define FLAT_LANES(size, kind) flat_lanes(w, site, row, wide, base, size, kind, &lanes)
 #define LDS_LANES(size, kind) lds_lanes(w, site, row, base, size, &lanes)
+#define BUFFER_PARAMETERS() Wave *w, u32 site, i32 row, u32 flags, u32 descriptor, u32 offset
+#define BUFFER_LANES(size, kind) \
+  buffer_lanes(w, site, row, flags, descriptor, offset, size, kind, &lanes)
 #define SCRATCH_LANES(size, kind) scratch_lanes(w, site, row, base, size, &lanes)
 
 #define LOAD(space, PARAMETERS, RESOLVE, name, size, keeps, body)                             \
@@ -448,6 +484,7 @@ ACCESSES(global, GLOBAL_PARAMETERS, GLOBAL_LANES)
 ACCESSES(flat, GLOBAL_PARAMETERS, FLAT_LANES)
 ACCESSES(lds, NEAR_PARAMETERS, LDS_LANES)
 ACCESSES(scratch, NEAR_PARAMETERS, SCRATCH_LANES)
+ACCESSES(buffer, BUFFER_PARAMETERS, BUFFER_LANES)
 
 // ds_read2: both elements are loaded before a register is written.
 #define LOAD2(bits, n)                                                                 \
@@ -486,6 +523,46 @@ i32 scalar_load(Wave* w, u32 site, u64 address, u32 dst, u32 dwords) {
   if (__builtin_expect(w->memory->watch, 0))
     for (u64 b = 0; b < size; b++) *(u8*)(address + b + w->memory->shadow) |= READ_BIT;
   return 0;
+}
+
+i32 scalar_buffer_load(Wave* w, u32 site, u32 descriptor, u32 offset, u32 dst, u32 dwords) {
+  const u32 d[4] = {w->s[descriptor], w->s[descriptor + 1], w->s[descriptor + 2],
+                    w->s[descriptor + 3]};
+  const u64 base = (d[0] | (u64)d[1] << 32) & 0xffffffffffffu;
+  const u32 stride = d[1] >> 16 & 0x3fff;
+  const u64 bytes = stride ? (u64)stride * d[2] : d[2];
+  offset &= ~3u;
+  for (u32 j = 0; j < dwords; j++) {
+    const u64 at = offset + 4 * (u64)j;
+    w->s[dst + j] = 0;
+    if (at + 4 <= bytes && scalar_load(w, site, base + at, dst + j, 1)) return 1;
+  }
+  return 0;
+}
+
+// Loads straight to LDS at M0 + offset + 4 * lane.
+static i32 to_lds(Wave* w, u32 site, const Lanes* lanes, u32 offset) {
+  const u64 exec = exec_of(w);
+  FOR_ACTIVE(i, exec) {
+    const u64 at = (w->s[124] & 0xffff) + offset + 4 * i;
+    if (at + 4 > w->lds_bytes) return fault(w, site, i, at, LDS_ACCESS);
+    *(u32*)(w->lds + at) = PEEK(u32, lanes->a[i]);
+    if (w->observer && (w->observer->checks & CHECK_INIT))
+      for (int b = 0; b < 4; b++) w->observer->lds_defined[at + b] = 1;
+  }
+  return 0;
+}
+
+i32 global_to_lds(Wave* w, u32 site, i32 row, i32 wide, u64 base, u32 offset) {
+  Lanes lanes;
+  if (global_lanes(w, site, row, wide, base, 4, GLOBAL_LOAD, &lanes)) return 1;
+  return to_lds(w, site, &lanes, offset);
+}
+
+i32 buffer_to_lds(Wave* w, u32 site, i32 row, u32 flags, u32 descriptor, u32 offset, u32 place) {
+  Lanes lanes;
+  if (buffer_lanes(w, site, row, flags, descriptor, offset, 4, GLOBAL_LOAD, &lanes)) return 1;
+  return to_lds(w, site, &lanes, place);
 }
 
 // ---- Atomics -------------------------------------------------------------------------------
@@ -579,8 +656,8 @@ static void atomics(Wave* w, const Lanes* lanes, u64 exec, i32 src, i32 compare_
   }
 }
 
-#define MEMORY_ATOMIC(space, RESOLVE)                                                        \
-  i32 space##_atomic(GLOBAL_PARAMETERS(), i32 src, i32 dst, u32 operation, i32 dwords) {       \
+#define MEMORY_ATOMIC(space, PARAMETERS, RESOLVE)                                            \
+  i32 space##_atomic(PARAMETERS(), i32 src, i32 dst, u32 operation, i32 dwords) {       \
     Lanes lanes;                                                                             \
     if (RESOLVE(4 * (u64)dwords, GLOBAL_STORE)) return 1;                                    \
     const u64 exec = exec_of(w);                                                             \
@@ -593,8 +670,9 @@ static void atomics(Wave* w, const Lanes* lanes, u64 exec, i32 src, i32 compare_
             dwords);                                                                         \
     return 0;                                                                                \
   }
-MEMORY_ATOMIC(global, GLOBAL_LANES)
-MEMORY_ATOMIC(flat, FLAT_LANES)
+MEMORY_ATOMIC(global, GLOBAL_PARAMETERS, GLOBAL_LANES)
+MEMORY_ATOMIC(flat, GLOBAL_PARAMETERS, FLAT_LANES)
+MEMORY_ATOMIC(buffer, BUFFER_PARAMETERS, BUFFER_LANES)
 
 // DS compare-and-store has the comparand in the first data register and the new value after it.
 i32 lds_atomic(Wave* w, u32 site, i32 row, u32 base, i32 data, i32 data2, i32 dst, u32 operation,

@@ -179,6 +179,10 @@ enum { ATOMIC_ACCESS = 3 };
 static int is_lds(const Wave* w, u64 address) {
   return address - (u64)w->lds < w->lds_bytes;
 }
+// Buffer accesses outside their buffer go to a sink of the runtime, not to device memory.
+static int is_device(const Wave* w, u64 address) {
+  return address - w->memory->base < OFFSET_ARENA_BYTES;
+}
 static int is_scratch(const Wave* w, u64 address) {
   return address - (u64)w->scratch < w->scratch_stride * LANES;
 }
@@ -192,6 +196,7 @@ static i32 sanitize_lanes(Wave* w, u32 site, const u64* a, u64 size, int how) {
     if ((o->checks & CHECK_MEMORY) && how == ATOMIC_ACCESS && a[i] % size)
       return fault(w, site, i, is_lds(w, a[i]) ? a[i] - (u64)w->lds : a[i], MISALIGNED);
     if (!(o->checks & CHECK_RACE) || is_scratch(w, a[i])) continue;
+    if (!is_lds(w, a[i]) && !is_device(w, a[i])) continue;
     if (is_lds(w, a[i])) {
       const u64 at = a[i] - (u64)w->lds;
       if (touch(w, site, i, o->lds_touched + at, size, at, how)) return 1;
@@ -219,8 +224,8 @@ static void note_load(Wave* w, const u64* a, u64 size, i32 dst, int dwords, int 
     FOR_ACTIVE(i, exec) {
       u8 mark = 0;
       int fine = 1;
-      if (is_scratch(w, a[i])) {
-        good |= bit(i);  // spills: their definedness is not followed
+      if (is_scratch(w, a[i]) || (!is_lds(w, a[i]) && !is_device(w, a[i]))) {
+        good |= bit(i);  // spills, whose definedness is not followed, and zeros
         continue;
       }
       const u8* d = defined_bytes(w, a[i] + j * each, &mark);
@@ -237,7 +242,7 @@ static void note_store(Wave* w, const u64* a, u64 size, i32 src, int dwords) {
   if (!(o->checks & CHECK_INIT)) return;
   const u64 exec = exec_of(w), each = size / dwords ? size / dwords : size;
   FOR_ACTIVE(i, exec) {
-    if (is_scratch(w, a[i])) continue;
+    if (is_scratch(w, a[i]) || (!is_lds(w, a[i]) && !is_device(w, a[i]))) continue;
     for (int j = 0; j < dwords; j++) {
       u8 mark = 0;
       u8* d = defined_bytes(w, a[i] + j * each, &mark);

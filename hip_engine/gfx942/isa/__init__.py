@@ -1,12 +1,14 @@
 """The gfx942 instruction set as tables of small emitters; importing this fills `table.OPCODES`."""
 
 from hip_engine.gfx942.isa import (  # noqa: F401
+    buffer,
     lanes,
     memory_ops,
     mfma,
     scalar,
     vector_compare,
     vector_convert,
+    vector_dot,
     vector_float,
     vector_integer,
 )
