@@ -1,10 +1,10 @@
 """Which page a run gets: its experiment's own, or one made of whatever its run file holds."""
 
-from experiments.report import alignment_page
+from experiments.report import alignment_page, nightly_page
 from experiments.report.page import Page
 from experiments.report.run_file import RunFile
 
-PAGES = {}
+PAGES = {"nightly": nightly_page.page}
 """Experiment -> its page; an alignment's serves every other."""
 
 

@@ -1,0 +1,1 @@
+"""Many runs of experiments: suites, cells, executors, results on disk, and a history of margins."""
