@@ -569,7 +569,8 @@ i32 buffer_to_lds(Wave* w, u32 site, i32 row, u32 flags, u32 descriptor, u32 off
 
 enum {  // the order of memory_ops.ATOMICS
   SWAP, CMPSWAP, ADD, SUB, SMIN, UMIN, SMAX, UMAX, AND, OR, XOR, INC, DEC,
-  ADD_F32, ADD_F64, MIN_F64, MAX_F64, PK_ADD_F16, PK_ADD_BF16
+  ADD_F32, ADD_F64, MIN_F64, MAX_F64, PK_ADD_F16, PK_ADD_BF16,
+  RSUB, MIN_F32, MAX_F32, MSKOR, CMPSWAP_F32, CMPSWAP_F64
 };
 
 typedef union {
@@ -607,6 +608,12 @@ static u64 combine(u32 operation, u64 old, u64 x, u64 compare, int wide) {
     case CMPSWAP: return old == compare ? x : old;
     case ADD: return (old + x) & mask;
     case SUB: return (old - x) & mask;
+    case RSUB: return (x - old) & mask;
+    case MSKOR: return (old & ~compare) | x;
+    case MIN_F32: return f1.f < f0.f || f0.f != f0.f ? f1.u : f0.u;
+    case MAX_F32: return f1.f > f0.f || f0.f != f0.f ? f1.u : f0.u;
+    case CMPSWAP_F32: f1.u = (u32)compare; return f0.f == f1.f ? x : old;
+    case CMPSWAP_F64: d1.u = compare; return d0.f == d1.f ? x : old;
     case SMIN: return sx < so ? x : old;
     case SMAX: return sx > so ? x : old;
     case UMIN: return x < old ? x : old;
@@ -674,7 +681,8 @@ MEMORY_ATOMIC(global, GLOBAL_PARAMETERS, GLOBAL_LANES)
 MEMORY_ATOMIC(flat, GLOBAL_PARAMETERS, FLAT_LANES)
 MEMORY_ATOMIC(buffer, BUFFER_PARAMETERS, BUFFER_LANES)
 
-// DS compare-and-store has the comparand in the first data register and the new value after it.
+// DS compare-and-store has the comparand in the first data register and the new value after it;
+// mask-or likewise the mask, then the bits.
 i32 lds_atomic(Wave* w, u32 site, i32 row, u32 base, i32 data, i32 data2, i32 dst, u32 operation,
                i32 dwords) {
   Lanes lanes;
@@ -683,7 +691,7 @@ i32 lds_atomic(Wave* w, u32 site, i32 row, u32 base, i32 data, i32 data2, i32 ds
     if (sanitize_lanes(w, site, lanes.a, 4 * (u64)dwords, ATOMIC_ACCESS)) return 1;
     if (dst >= 0) note_load(w, lanes.a, 4 * (u64)dwords, dst, dwords, 0);
   }
-  const int swap = operation == CMPSWAP;
+  const int swap = operation == CMPSWAP || operation >= MSKOR;
   atomics(w, &lanes, exec_of(w), swap ? data2 : data, swap ? data : -1, dst, operation, dwords);
   return 0;
 }

@@ -7,7 +7,7 @@ and is not written. Swizzled and typed (format) buffers are refused by name.
 from hip_engine.gfx942.disassembly import Instruction, Operand
 from hip_engine.gfx942.emit import Value
 from hip_engine.gfx942.isa.lanes import row_index
-from hip_engine.gfx942.isa.memory_ops import ATOMICS, LOADS, SCALAR_DWORDS, STORES
+from hip_engine.gfx942.isa.memory_ops import ATOMICS, LDS_ONLY, LOADS, SCALAR_DWORDS, STORES
 from hip_engine.gfx942.isa.table import opcode
 from hip_engine.gfx942.wave import Wave
 
@@ -66,6 +66,8 @@ for _suffix, _name in LOADS.items():
 for _suffix, _name in STORES.items():
     opcode(f"buffer_store_{_suffix}")(_store(_name))
 for _number, _name in enumerate(ATOMICS):
+    if _name in LDS_ONLY:
+        continue
     _dwords = 2 if _name.endswith("f64") else 1
     opcode(f"buffer_atomic_{_name}")(_atomic(_number, _dwords))
     if "_" not in _name:

@@ -54,7 +54,15 @@ ATOMICS = (
     "max_f64",
     "pk_add_f16",
     "pk_add_bf16",
+    "rsub",
+    "min_f32",
+    "max_f32",
+    "mskor",
+    "cmpswap_f32",
+    "cmpswap_f64",
 )
+# Those that only LDS has.
+LDS_ONLY = ("rsub", "min_f32", "max_f32", "mskor", "cmpswap_f32", "cmpswap_f64")
 
 
 def _offset(inst: Instruction) -> int:
@@ -107,6 +115,8 @@ for _space in ("global", "flat"):
     for _suffix, _name in STORES.items():
         opcode(f"{_space}_store_{_suffix}")(_store(_space, _name))
     for _number, _name in enumerate(ATOMICS):
+        if _name in LDS_ONLY:
+            continue
         _dwords = 2 if _name.endswith("f64") else 1
         opcode(f"{_space}_atomic_{_name}")(_atomic(_space, _number, _dwords))
         if "_" not in _name:
@@ -260,6 +270,7 @@ DS_ATOMICS = {
     "and_b": "and",
     "or_b": "or",
     "xor_b": "xor",
+    "rsub_u": "rsub",
 }
 
 
@@ -286,12 +297,47 @@ for _bits in (32, 64):
     opcode(f"ds_wrxchg_rtn_b{_bits}")(_lds_atomic(ATOMICS.index("swap"), _bits // 32, True))
     opcode(f"ds_cmpst_b{_bits}")(_lds_atomic(ATOMICS.index("cmpswap"), _bits // 32, False))
     opcode(f"ds_cmpst_rtn_b{_bits}")(_lds_atomic(ATOMICS.index("cmpswap"), _bits // 32, True))
-opcode("ds_add_f32")(_lds_atomic(ATOMICS.index("add_f32"), 1, False))
-opcode("ds_add_rtn_f32")(_lds_atomic(ATOMICS.index("add_f32"), 1, True))
-opcode("ds_add_f64")(_lds_atomic(ATOMICS.index("add_f64"), 2, False))
-opcode("ds_add_rtn_f64")(_lds_atomic(ATOMICS.index("add_f64"), 2, True))
-opcode("ds_pk_add_f16")(_lds_atomic(ATOMICS.index("pk_add_f16"), 1, False))
-opcode("ds_pk_add_bf16")(_lds_atomic(ATOMICS.index("pk_add_bf16"), 1, False))
+DS_FLOATS = {
+    "add_f32": ("add_f32", 1),
+    "add_f64": ("add_f64", 2),
+    "min_f32": ("min_f32", 1),
+    "max_f32": ("max_f32", 1),
+    "min_f64": ("min_f64", 2),
+    "max_f64": ("max_f64", 2),
+    "cmpst_f32": ("cmpswap_f32", 1),
+    "cmpst_f64": ("cmpswap_f64", 2),
+    "pk_add_f16": ("pk_add_f16", 1),
+    "pk_add_bf16": ("pk_add_bf16", 1),
+    "mskor_b32": ("mskor", 1),
+    "mskor_b64": ("mskor", 2),
+}
+for _ds, (_name, _dwords) in DS_FLOATS.items():
+    _head, _kind = _ds.rsplit("_", 1)
+    _number = ATOMICS.index(_name)
+    opcode(f"ds_{_ds}")(_lds_atomic(_number, _dwords, False))
+    opcode(f"ds_{_head}_rtn_{_kind}")(_lds_atomic(_number, _dwords, True))
+
+
+def _lds_exchange2(dwords: int, stride: int):
+    """Two exchanges at offset0 and offset1; the old values in order."""
+
+    def emit(w: Wave, inst: Instruction) -> None:
+        dst, address, *data = inst.operands
+        at = row_index(w, address, "address")
+        for i in (0, 1):
+            base = w.const("i32", 4 * dwords * stride * inst.number(f"offset{i}"))
+            new = row_index(w, data[i], "read")
+            part = Operand(dst.kind, dst.index + i * dwords, dwords)
+            old = row_index(w, part, "result")
+            code = [w.const("i32", ATOMICS.index("swap")), w.const("i32", dwords)]
+            w.runtime("lds_atomic", at, base, new, w.const("i32", -1), old, *code)
+
+    return emit
+
+
+for _bits in (32, 64):
+    for _stride, _word in ((1, ""), (64, "st64")):
+        opcode(f"ds_wrxchg2{_word}_rtn_b{_bits}")(_lds_exchange2(_bits // 32, _stride))
 
 
 # Scalar memory.

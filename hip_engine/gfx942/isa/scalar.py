@@ -473,6 +473,46 @@ def _mulk(w: Wave, inst: Instruction) -> None:
     w.set_sgpr(inst.operands[0].index, w.op("mul", x, w.const("i32", _immediate(inst))))
 
 
+# Less common SOP1.
+
+
+def _any_of_quad(w: Wave, x: Value) -> Value:
+    """s_quadmask: one bit a quad, set if any of its bits is; gathered downward."""
+    out = w.const(x.ty, 0)
+    for quad in range(width(x.ty) // 4):
+        part = w.op("and", w.op("lshr", x, w.const(x.ty, 4 * quad)), w.const(x.ty, 15))
+        bit = w.cast("zext", nonzero(w, part), x.ty)
+        out = w.op("or", out, w.op("shl", bit, w.const(x.ty, quad)))
+    return out
+
+
+for _bits in (32, 64):
+    opcode(f"s_quadmask_b{_bits}")(_unary(f"i{_bits}", _any_of_quad, scc_nonzero))
+
+
+@opcode("s_bitreplicate_b64_b32")
+def _bitreplicate(w: Wave, inst: Instruction) -> None:
+    """Every bit twice."""
+    x = w.cast("zext", w.scalar(inst.operands[1]), "i64")
+    for shift, mask in (
+        (16, 0x0000FFFF0000FFFF),
+        (8, 0x00FF00FF00FF00FF),
+        (4, 0x0F0F0F0F0F0F0F0F),
+        (2, 0x3333333333333333),
+        (1, 0x5555555555555555),
+    ):
+        spread = w.op("or", x, w.op("shl", x, w.const("i64", shift)))
+        x = w.op("and", spread, w.const("i64", mask))
+    w.set_sgpr(inst.operands[0].index, w.op("mul", x, w.const("i64", 3)))
+
+
+@opcode("s_memtime", "s_memrealtime")
+def _clock(w: Wave, inst: Instruction) -> None:
+    """Clocks count the instructions this wave has executed: the same in every run."""
+    left = w.load("i64", w.pointer("%w", layout.BUDGET), 8)
+    w.set_sgpr(inst.operands[0].index, w.op("sub", w.const("i64", 1 << 40), left))
+
+
 # Mode register. Only the default mode is implemented, so a write must not change what matters.
 
 
@@ -501,6 +541,7 @@ def _hardware_register(w: Wave, text: str) -> tuple[str, int, int]:
     "s_nop", "s_waitcnt", "s_sleep", "s_setprio", "s_sethalt", "s_inst_prefetch", "s_icache_inv"
 )
 @opcode("s_dcache_wb", "s_dcache_inv", "s_ttracedata", "s_incperflevel", "s_decperflevel")
-@opcode("buffer_wbl2", "buffer_inv", "s_code_end")
+@opcode("buffer_wbl2", "buffer_inv", "s_code_end", "s_dcache_inv_vol", "s_dcache_wb_vol")
+@opcode("buffer_wbinvl1", "buffer_wbinvl1_vol", "s_sendmsg", "s_wakeup", "ds_nop")
 def _no_effect(w: Wave, inst: Instruction) -> None:
     """Timing, priority and cache control: no architectural effect in a coherent memory."""

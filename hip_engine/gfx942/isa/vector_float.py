@@ -327,6 +327,7 @@ define(
         ("v_frexp_exp_i32_f32", pure("i32 float", frexp_exponent)),
         ("v_frexp_exp_i32_f64", pure("i32 double", frexp_exponent)),
         ("v_frexp_exp_i16_f16", pure("i16 half", frexp_exponent)),
+        ("v_pk_fmac_f16", packed("half", fma, 2, accumulate=True)),
         ("v_pk_add_f16", packed("half", fadd, 2)),
         ("v_pk_mul_f16", packed("half", fmul, 2)),
         ("v_pk_fma_f16", packed("half", fma, 3)),

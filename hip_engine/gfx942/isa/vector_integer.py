@@ -189,6 +189,16 @@ def mbcnt(half):
     return emit
 
 
+def mad_wide(kind):
+    """16-bit factors, 32-bit sum."""
+
+    def emit(w, x, y, z):
+        x, y = (w.cast(kind, v, V("i32")) for v in (x, y))
+        return add(w, mul(w, x, y), z)
+
+    return emit
+
+
 I32_2, I32_3 = "i32 i32 i32", "i32 i32 i32 i32"
 define(
     (
@@ -251,8 +261,8 @@ define(
         ("v_max3_i32", pure(I32_3, lambda w, x, y, z: smax(w, smax(w, x, y), z))),
         ("v_min3_u32", pure(I32_3, lambda w, x, y, z: umin(w, umin(w, x, y), z))),
         ("v_max3_u32", pure(I32_3, lambda w, x, y, z: umax(w, umax(w, x, y), z))),
-        ("v_med3_i32", pure(I32_3, lambda w, x, y, z: med3(smax, smin)(w, x, y, z))),
-        ("v_med3_u32", pure(I32_3, lambda w, x, y, z: med3(umax, umin)(w, x, y, z))),
+        ("v_med3_i32", pure(I32_3, med3(smax, smin))),
+        ("v_med3_u32", pure(I32_3, med3(umax, umin))),
     )
 )
 
@@ -273,6 +283,15 @@ define(
         ("v_max_i16", pure(I16_2, smax)),
         ("v_min_u16", pure(I16_2, umin)),
         ("v_max_u16", pure(I16_2, umax)),
+        ("v_min3_i16", pure(I16_3, lambda w, x, y, z: smin(w, smin(w, x, y), z))),
+        ("v_max3_i16", pure(I16_3, lambda w, x, y, z: smax(w, smax(w, x, y), z))),
+        ("v_min3_u16", pure(I16_3, lambda w, x, y, z: umin(w, umin(w, x, y), z))),
+        ("v_max3_u16", pure(I16_3, lambda w, x, y, z: umax(w, umax(w, x, y), z))),
+        ("v_med3_i16", pure(I16_3, med3(smax, smin))),
+        ("v_med3_u16", pure(I16_3, med3(umax, umin))),
+        ("v_mad_legacy_i16", pure(I16_3, lambda w, x, y, z: add(w, mul(w, x, y), z))),
+        ("v_mad_u32_u16", pure("i32 i16 i16 i32", mad_wide("zext"))),
+        ("v_mad_i32_i16", pure("i32 i16 i16 i32", mad_wide("sext"))),
         ("v_lshlrev_b16", pure(I16_2, lambda w, n, x: shl(w, x, n))),
         ("v_lshrrev_b16", pure(I16_2, lambda w, n, x: lshr(w, x, n))),
         ("v_ashrrev_i16", pure(I16_2, lambda w, n, x: ashr(w, x, n))),
@@ -280,11 +299,13 @@ define(
 )
 
 
-def packed(ty: str, function, sources: int):
+def packed(ty: str, function, named: int, accumulate: bool = False):
     """VOP3P on two 16-bit halves, each half picked by op_sel (low result) and op_sel_hi (high)."""
+    sources = named + accumulate
 
     def emit(w: Wave, inst: Instruction) -> None:
-        rows = [w.vector(o, "i32") for o in inst.operands[1 : 1 + sources]]
+        operands = [*inst.operands[1 : 1 + named], *inst.operands[: 1 if accumulate else 0]]
+        rows = [w.vector(o, "i32") for o in operands]
         low_pick = inst.bits("op_sel", (0,) * sources)
         high_pick = inst.bits("op_sel_hi", (1,) * sources)
         negates = (inst.bits("neg_lo", (0,) * sources), inst.bits("neg_hi", (0,) * sources))
@@ -393,6 +414,11 @@ def _cndmask(w: Wave, inst: Instruction) -> None:
     bits = w.mask(inst.operands[3]) if len(inst.operands) > 3 else None
     bits = bits or w.cast("bitcast", w.sgpr(VCC, 64), V("i1"))
     result(w, inst, w.select(bits, y, x), 2)
+
+
+@opcode("v_nop", "v_clrexcp")
+def _nothing(w: Wave, inst: Instruction) -> None:
+    """No architectural effect."""
 
 
 @opcode("v_swap_b32")

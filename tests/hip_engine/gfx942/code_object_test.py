@@ -85,15 +85,15 @@ def test_an_unsupported_relocation_is_refused(device, good):
         device.load(patched)
 
 
-UNKNOWN = "  v_mov_b32 v1, 0\n  s_nop 0\n  global_load_lds_dword v[0:1], off\n"
+UNKNOWN = "  v_mov_b32 v1, 0\n  s_nop 0\n  v_smfmac_f32_16x16x32_f16 v[0:3], v[4:5], v[6:9], v10\n"
 
 
 def test_an_unknown_opcode_names_itself_the_kernel_and_the_offset_at_load(device):
     from hip_engine.gfx942.isa import OPCODES
 
-    assert "global_load_lds_dword" not in OPCODES
+    assert "v_smfmac_f32_16x16x32_f16" not in OPCODES
     code = objects.kernels(objects.kernel_text("strange", UNKNOWN))
-    with pytest.raises(UnsupportedInstruction, match="global_load_lds_dword v.0:1., off") as caught:
+    with pytest.raises(UnsupportedInstruction, match="v_smfmac_f32_16x16x32_f16") as caught:
         device.load(code)
     assert "kernel strange at offset 0x8" in str(caught.value)
 
