@@ -109,6 +109,7 @@ def test_the_route_matrix_has_all_nine_combinations(clean_run):
     for route in ("manual", "fused", "auto"):
         for matmul in ("valu", "mfma", "auto"):
             assert f"{route}/{matmul}" in clean_run.text
+    assert "token differs" not in clean_run.text and "not attested" not in clean_run.text
 
 
 def test_records_hold_only_json_numbers(clean_run):
@@ -125,6 +126,27 @@ def test_a_gate_that_did_not_run_is_not_a_pass(gate, why, tmp_path):
     found = run(tmp_path, "--prompt=p0_short", "--layers=0", gate)
     assert found.code == flags.EXIT_INCONCLUSIVE
     assert why in found.text
+
+
+ROUTES = ("manual/mfma", "fused/valu", "fused/mfma")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_passes_and_is_what_its_name_says(route, tmp_path):
+    found = run(tmp_path, "--prompt=p0_short", "--layers=0,1", f"--route={route}")
+    assert found.code == flags.EXIT_PASS
+    summary = found.of("summary")[0]
+    assert summary["route_observed"] == route
+    assert (summary["attention_mfma"] > 0) == route.endswith("mfma")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_layer_zeros_kv_base_is_found_on_every_route(route, tmp_path):
+    arguments = ("--prompt=p0_short", "--layers=0,1", "--inject_fault=kv_base_of_layer_0")
+    found = run(tmp_path, *arguments, f"--route={route}")
+    assert found.code == flags.EXIT_FAIL
+    first = found.of("summary")[0]["first_divergence"]
+    assert (first["layer"], first["site"], first["clean_layers"]) == (1, "attn.out", [0])
 
 
 OTHER_FAULTS = sorted(set(faults.FAULTS) - {"kv_base_of_layer_0"})
