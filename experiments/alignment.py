@@ -92,6 +92,8 @@ def _reasons(result: PromptResult, config: Config, route: str) -> Iterator[tuple
         yield EXIT_INCONCLUSIVE, "no tensor was judged"
     if not config.kv_invariants:
         yield EXIT_INCONCLUSIVE, "KV invariants were not checked (--kv_invariants)"
+    elif not result.run.watched:
+        yield EXIT_INCONCLUSIVE, "KV invariants were not checked: a GPU does not report accesses"
     if not config.decode_ref:
         yield EXIT_INCONCLUSIVE, "nothing was compared with the oracle (--decode_ref)"
     seen = result.run.attestation

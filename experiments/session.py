@@ -100,10 +100,9 @@ def _align(
     clock: Clock,
 ) -> PromptResult:
     config, prompt = alignment.config, reference.prompt
+    watch = config.kv_invariants and device.reports_accesses
     with clock.counted("engine steps", prompt) as progress:
-        got = under_test.run_forced(
-            engine, device, reference, alignment.layers, config.kv_invariants, progress
-        )
+        got = under_test.run_forced(engine, device, reference, alignment.layers, watch, progress)
     if not config.decode_ref:
         return PromptResult(reference, got, [], "")
     dims = oracle.config.dimensions

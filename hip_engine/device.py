@@ -74,9 +74,13 @@ class Kernel(Protocol):
 
 
 class Device(Protocol):
-    """Memory and launches. Kernels take Buffer, int (addresses too), float or np scalars."""
+    """Memory and launches. Kernels take Buffer, int (addresses too), float or np scalars.
+
+    `reports_accesses`: whether `watch` can tell what kernels touched.
+    """
 
     name: str
+    reports_accesses: bool
 
     def allocate(self, nbytes: int, label: str) -> Buffer: ...
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
 from hip_engine.errors import CodeObjectError
@@ -195,7 +196,7 @@ def _fatbin_section(data: bytes) -> bytes:
     try:
         section = ELFFile(io.BytesIO(data)).get_section_by_name(FATBIN_SECTION)
         content = section.data() if section else b""
-    except (ELFError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except (ELFError, ConstructError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise CodeObjectError(f"corrupt host file: {error}") from error
     if not content:
         raise CodeObjectError(f"a host ELF file without HIP kernels: it has no {FATBIN_SECTION}")

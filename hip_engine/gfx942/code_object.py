@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgpack
 from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
 from hip_engine.errors import CodeObjectError
@@ -107,7 +108,13 @@ class CodeObject:
             return cls._parse(data)
         except CodeObjectError:
             raise
-        except (ELFError, struct.error, msgpack.UnpackException, ValueError) as error:
+        except (
+            ELFError,
+            ConstructError,
+            struct.error,
+            msgpack.UnpackException,
+            ValueError,
+        ) as error:
             raise CodeObjectError(f"corrupt code object: {error}") from error
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, EOFError) as error:
             reason = f"{type(error).__name__}: {error}"

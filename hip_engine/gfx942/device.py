@@ -50,6 +50,7 @@ class EmulatedDevice:
     """
 
     name = "gfx942 (emulated)"
+    reports_accesses = True
 
     def __init__(
         self,

@@ -44,6 +44,8 @@ class HipKernel:
 class HipDevice:
     """The first gfx942 device of the machine. Errors of the runtime are HipError, by code."""
 
+    reports_accesses = False
+
     def __init__(self):
         self.hip = library.load()
         ordinal, architecture = self._find_device()

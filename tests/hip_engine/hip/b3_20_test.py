@@ -1,0 +1,54 @@
+"""b3_20 on --device=mi300x, with the emulated runtime on the library path and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hip_engine.gfx942.hip_runtime import build
+from tests.hip_engine.hip.conftest import ROOT
+
+# What a record may differ in: which device it names, what only the emulated one can see, and where
+# its buffers lie.
+OF_THE_DEVICE = {
+    *("device", "config", "commit", "route_observed", "attested", "kv_invariant_ok", "kv_error"),
+    *("verdict", "matmul_route", "kernel_path"),
+}
+
+
+def run(device, folder):
+    variables = {**os.environ, "LD_LIBRARY_PATH": str(build.build())}
+    command = [sys.executable, "-m", "experiments.b3_20", f"--device={device}"]
+    command += ["--prompt=p5_ba", f"--out_dir={folder}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=variables)
+
+
+@pytest.mark.slow
+def test_b3_20_through_the_runtime_is_bit_identical_to_the_emulated_device(tmp_path):
+    outcomes = {device: run(device, tmp_path / device) for device in ("emulated", "mi300x")}
+    assert outcomes["emulated"].returncode == 0, outcomes["emulated"].stderr
+    # A GPU neither counts instructions nor reports accesses, so nothing may pass on it unseen.
+    assert outcomes["mi300x"].returncode == 3, outcomes["mi300x"].stderr
+    assert "a GPU does not report accesses" in outcomes["mi300x"].stdout
+
+    def maps(device):
+        with np.load(tmp_path / device / "b3_20_p5_ba_maps.npz") as file:
+            return {name: file[name] for name in file.files}
+
+    ref, got = maps("emulated"), maps("mi300x")
+    assert ref.keys() == got.keys() and len(ref) > 5
+    for name in ref:
+        assert ref[name].tobytes() == got[name].tobytes(), name
+
+    def records(device):
+        path = tmp_path / device / "b3_20_p5_ba_run_attn_verify.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    for ref, got in zip(records("emulated"), records("mi300x"), strict=True):
+        assert ref.keys() == got.keys()
+        differing = {k for k in ref if ref[k] != got[k]} - OF_THE_DEVICE
+        assert {k for k in differing if "ptr" not in k} == set()
+        assert ref.get("attn_out_hash") == got.get("attn_out_hash")
