@@ -82,7 +82,8 @@ def _nearest(kind, x):
         with np.errstate(over="ignore"):
             return x.astype(kind.raw)
     codes = np.arange(1 << 8 * kind.raw.itemsize).astype(kind.raw)
-    values = kind.widen(codes).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs among all codes
+        values = kind.widen(codes).astype(np.float64)
     keep = np.isfinite(values)
     codes, values = codes[keep], values[keep]
     order = np.argsort(values, kind="stable")
