@@ -138,7 +138,7 @@ def _parse(match: re.Match) -> Instruction:
         target = address + 4 + 4 * (offset - 0x10000 if offset & 0x8000 else offset)
     if mnemonic in FREE_TEXT:
         return Instruction(address, size, text, mnemonic, (), {"text": rest.strip()})
-    parsed = tuple(_operand(o) for o in operands)
+    parsed = tuple(parse_operand(o) for o in operands)
     return Instruction(address, size, text, mnemonic, parsed, modifiers, target)
 
 
@@ -158,7 +158,8 @@ def _split(text: str) -> list[str]:
     return [p for p in pieces if p]
 
 
-def _operand(text: str) -> Operand:
+def parse_operand(text: str) -> Operand:
+    """A register, constant or name, with its sign and absolute-value marks."""
     negate = absolute = signed = False
     while True:
         if text.startswith("sext(") and text.endswith(")"):

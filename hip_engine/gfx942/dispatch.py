@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hip_engine.device import Buffer, LaunchRecord, MemoryCounts
-from hip_engine.errors import CodeObjectError, LaunchError
+from hip_engine.errors import LaunchError
 from hip_engine.gfx942 import jit, layout
 from hip_engine.gfx942.arguments import (
     MAX_BLOCK,
@@ -27,7 +27,6 @@ from hip_engine.gfx942.sanitizer import SanitizerState, check_bits
 
 KERNARG_BYTES = 1 << 16
 MAX_WAVES = MAX_BLOCK // layout.LANES
-DEFAULT_MODE = 0xF0  # round to nearest even, no subnormal flushed
 BUDGET = 1 << 40  # instructions a wave may execute before it counts as runaway
 # Stack of a lane where the compiler could not bound it (recursion, calls through pointers).
 DYNAMIC_STACK_BYTES = 1 << 14
@@ -181,11 +180,6 @@ def _launch_struct(
     kernel: EmulatedKernel, memory: Memory, fixed, grid, block, lds: int, budget: int, checks: int
 ) -> LaunchStruct:
     d = kernel.descriptor
-    if d.float_mode != DEFAULT_MODE:
-        raise CodeObjectError(
-            f"{kernel.symbol}: float mode 0x{d.float_mode:02x} (flushed subnormals or another "
-            "rounding) is not implemented; build it with subnormals kept (mode 0xf0)"
-        )
     if d.kernarg_bytes > KERNARG_BYTES:
         raise LaunchError(f"{kernel.symbol}: {d.kernarg_bytes} bytes of arguments")
     items = block[0] * block[1] * block[2]

@@ -12,6 +12,7 @@ FAULTS = {
     layout.FAULT_JUMP: "jump to an address that is no code",
     layout.FAULT_TRAP: "trap instruction",
     layout.FAULT_DESCRIPTOR: "swizzled or add-tid buffer descriptor, not implemented,",
+    layout.FAULT_ROUNDING: "f32 and f64 set to round differently, not implemented,",
 }
 FINDINGS = {
     layout.FAULT_MISALIGNED: ("memory", "misaligned access"),

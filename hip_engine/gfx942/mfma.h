@@ -318,10 +318,15 @@ static void mfma_f64(Wave* w, int size, int blocks, int dst, int a, int b, Accum
 
 #define OPERANDS Wave *w, u32 site, i32 dst, i32 a, i32 b, i32 c_row, u64 c_constant, u32 control
 #define ACCUMULATOR ((Accumulator){c_row, c_constant})
+// Matrix cores ignore MODE: they round to nearest even whatever the wave has set.
+#define TO_NEAREST(w, body)                              \
+  if (__builtin_expect(w->mode & 15, 0)) round_host(0);  \
+  body;                                                  \
+  if (__builtin_expect(w->mode & 15, 0)) round_host(rounding_of(w->mode))
 #define NARROW(name, fa, fb, bits, drop, size, K, blocks, group, even_odd)                     \
   i32 mfma_##name(OPERANDS) {                                                                  \
-    mfma_narrow(w, fa, fb, bits, drop, size, K, blocks, group, even_odd, dst, a, b,            \
-                ACCUMULATOR, control);                                                         \
+    TO_NEAREST(w, mfma_narrow(w, fa, fb, bits, drop, size, K, blocks, group, even_odd, dst,    \
+                              a, b, ACCUMULATOR, control));                                    \
     return 0;                                                                                  \
   }
 #define SIXTEEN_BIT(type, format)                                    \
@@ -343,7 +348,7 @@ EIGHT_BIT(bf8_fp8, kBf8, kFp8)
 EIGHT_BIT(bf8_bf8, kBf8, kBf8)
 #define CHAIN(name, type, size, K, blocks)                                      \
   i32 mfma_##name(OPERANDS) {                                                   \
-    mfma_##type(w, size, K, blocks, dst, a, b, ACCUMULATOR, control);           \
+    TO_NEAREST(w, mfma_##type(w, size, K, blocks, dst, a, b, ACCUMULATOR, control)); \
     return 0;                                                                   \
   }
 CHAIN(f32_32x32x1_2b_f32, f32, 32, 1, 2)
@@ -357,10 +362,10 @@ CHAIN(i32_4x4x4_16b_i8, i8, 4, 4, 16)
 CHAIN(i32_32x32x16_i8, i8, 32, 16, 1)
 CHAIN(i32_16x16x32_i8, i8, 16, 32, 1)
 i32 mfma_f64_16x16x4_f64(OPERANDS) {
-  mfma_f64(w, 16, 1, dst, a, b, ACCUMULATOR, control);
+  TO_NEAREST(w, mfma_f64(w, 16, 1, dst, a, b, ACCUMULATOR, control));
   return 0;
 }
 i32 mfma_f64_4x4x4_4b_f64(OPERANDS) {
-  mfma_f64(w, 4, 4, dst, a, b, ACCUMULATOR, control);
+  TO_NEAREST(w, mfma_f64(w, 4, 4, dst, a, b, ACCUMULATOR, control));
   return 0;
 }

@@ -17,7 +17,8 @@ enum { LANES = 64, RECENT = 16 };
 enum { ENDED = -1, BARRIER = -2, FAULTED = -3, RUNAWAY = -4, WAITING = -5 };
 enum {
   GLOBAL_LOAD, GLOBAL_STORE, LDS_ACCESS, SCRATCH_ACCESS, BAD_JUMP, TRAP,
-  MISALIGNED, UNDEFINED, RACE, BAD_BARRIER, WAITCNT, BAD_DESCRIPTOR
+  MISALIGNED, UNDEFINED, RACE, BAD_BARRIER, WAITCNT, BAD_DESCRIPTOR,
+  MIXED_ROUNDING
 };
 enum { SHARED_APERTURE = 0x00010000, PRIVATE_APERTURE = 0x00020000 };
 enum { READ_BIT = 1, WRITTEN_BIT = 2, DEFINED_BIT = 4 };
@@ -736,6 +737,25 @@ LANE_FUNCTION(log2, log2(t))
 LANE_FUNCTION(sin_turns, sin(kTurn*(t - floor(t))))
 LANE_FUNCTION(cos_turns, cos(kTurn*(t - floor(t))))
 
+// ---- Rounding ------------------------------------------------------------------------------
+
+// MODE bits 1:0 round f32, 3:2 f16 and f64: nearest even, up, down, toward zero. The host has one
+// rounding for both widths, so they must agree.
+static u32 rounding_of(u32 mode) {
+  static const u32 host[4] = {0, 2, 1, 3};
+  return host[mode & 3] << 13;
+}
+static void round_host(u32 bits) {
+  const u32 control = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr((control & ~0x6000u) | bits);
+}
+
+i32 set_rounding(Wave* w, u32 site) {
+  if ((w->mode & 3) != (w->mode >> 2 & 3)) return fault(w, site, 0, w->mode, MIXED_ROUNDING);
+  round_host(rounding_of(w->mode));
+  return 0;
+}
+
 // ---- Matrix cores -------------------------------------------------------------------------
 
 #include "mfma.h"
@@ -855,7 +875,9 @@ static void init_wave(const Launch* l, Wave* w, u32 index) {
 
 static i32 run_wave(const Launch* l, Wave* w) {
   i32 block = w->pc;
+  if (w->mode & 15 && set_rounding(w, 0)) return FAULTED;
   while (block >= 0) block = l->pieces[block](w, block);
+  round_host(0);
   return block;
 }
 

@@ -19,6 +19,7 @@ from hip_engine.gfx942.isa import OPCODES, instruction_class
 from hip_engine.gfx942.wave import EXEC, VCC, Wave
 
 BLOCK_INSTRUCTIONS = 64
+KEEP_SUBNORMALS = 0xF
 PIECE_INSTRUCTIONS = 128
 
 ENDS = {"s_endpgm", "s_endpgm_saved", "s_trap"}
@@ -84,6 +85,8 @@ def translate(
     reached = _reachable(code, kernel, instructions)
     blocks = _blocks(reached, _leaders(code, kernel, reached))
     by_address = {block.address: block.index for block in blocks}
+    sets_mode = any(i.mnemonic.startswith("s_setreg") for i in reached)
+    flushes = sets_mode or kernel.float_mode >> 4 != KEEP_SUBNORMALS
     sites: list[Site] = []
     functions: list[str] = []
     pieces: list[str] = []
@@ -91,6 +94,7 @@ def translate(
     for number, group in enumerate(_groups(blocks)):
         function = f"{name}_{number}"
         w = Wave(observed)
+        w.dynamic_mode = flushes
         _piece(w, function, group, by_address, kernel, sites)
         functions.append("\n".join(w.lines))
         declared |= w.declared

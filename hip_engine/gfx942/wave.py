@@ -29,6 +29,7 @@ class Wave(Emit):
     def __init__(self, observed: bool = False):
         super().__init__()
         self.observed = observed
+        self.dynamic_mode = False  # the kernel may flush subnormals: MODE is asked at every use
         self.inst: Instruction | None = None
         self.site = 0
         self.effects = Effects()
@@ -170,6 +171,29 @@ class Wave(Emit):
         low = self.cast("trunc", value, word)
         high = self.op("lshr", value, self.const(value.ty, 32))
         return low, self.cast("trunc", high, word)
+
+    # The MODE register.
+
+    def flush_input(self, value: Value) -> Value:
+        """A float source under the denormal mode (field 0 and 2 flush inputs)."""
+        return self._flushed(value, 0)
+
+    def flush_output(self, value: Value) -> Value:
+        """A float result under the denormal mode (field 0 and 1 flush outputs)."""
+        return self._flushed(value, 1)
+
+    def _flushed(self, value: Value, bit: int) -> Value:
+        if not self.dynamic_mode or scalar_of(value.ty) not in FLOATS:
+            return value
+        field = 4 if scalar_of(value.ty) == "float" else 6
+        mode = self.load("i32", self.pointer("%w", layout.MODE), 4)
+        kept = self.op("and", mode, self.const("i32", 1 << (field + bit)))
+        flushes = self.icmp("eq", kept, self.const("i32", 0))
+        smallest = {"half": 2.0**-14, "float": 2.0**-126, "double": 2.0**-1022}
+        limit = self.const(value.ty, smallest[scalar_of(value.ty)])
+        tiny = self.fcmp("olt", self.intrinsic("fabs", value), limit)
+        zero = self.intrinsic("copysign", self.const(value.ty, 0.0), value)
+        return self.select(flushes, self.select(tiny, zero, value), value)
 
     # Leaving the piece.
 

@@ -46,8 +46,9 @@ def source(w: Wave, inst: Instruction, position: int, ty: str, index: int) -> Va
 
 
 def modified(w: Wave, operand: Operand, value: Value) -> Value:
-    """abs then neg, on floating-point lanes."""
+    """The denormal mode, abs, then neg, on floating-point lanes."""
     if scalar_of(value.ty) in FLOATS:
+        value = w.flush_input(value)
         if operand.absolute:
             value = w.intrinsic("fabs", value)
         if operand.negate:
@@ -163,7 +164,9 @@ def _constant_mask(w: Wave, lanes: list[bool]) -> Value:
 
 
 def scaled(w: Wave, inst: Instruction, value: Value) -> Value:
-    """Output modifiers of floating-point results: omod, then clamp to [0, 1]; NaN clamps to 0."""
+    """Output modifiers of floating-point results: omod, then clamp to [0, 1]; NaN clamps to 0.
+    The denormal mode comes last.
+    """
     for name, table in (("mul", {"2": 2.0, "4": 4.0}), ("div", {"2": 0.5})):
         if name in inst.modifiers:
             value = w.op("fmul", value, w.const(value.ty, table[inst.modifiers[name]]))
@@ -171,7 +174,7 @@ def scaled(w: Wave, inst: Instruction, value: Value) -> Value:
         zero, one = w.const(value.ty, 0.0), w.const(value.ty, 1.0)
         above = w.select(w.fcmp("ogt", value, zero), value, zero)
         value = w.select(w.fcmp("olt", above, one), above, one)
-    return value
+    return w.flush_output(value)
 
 
 def result(w: Wave, inst: Instruction, value: Value, sources: int) -> None:
@@ -225,7 +228,7 @@ def pure(
         named = len(ins) - accumulate
         values = [source(w, inst, 1 + i, t, i) for i, t in enumerate(ins[:named])]
         if accumulate:
-            values.append(w.vector(inst.operands[0], ins[-1]))
+            values.append(w.flush_input(w.vector(inst.operands[0], ins[-1])))
         if out in FLOATS:
             value = scaled(w, inst, function(w, *values))
         elif inst.flag("clamp"):

@@ -3,7 +3,7 @@
 import re
 
 from hip_engine.gfx942 import layout
-from hip_engine.gfx942.disassembly import Instruction
+from hip_engine.gfx942.disassembly import Instruction, parse_operand
 from hip_engine.gfx942.emit import Value, width
 from hip_engine.gfx942.isa.table import define, opcode
 from hip_engine.gfx942.wave import EXEC, Wave
@@ -513,28 +513,48 @@ def _clock(w: Wave, inst: Instruction) -> None:
     w.set_sgpr(inst.operands[0].index, w.op("sub", w.const("i64", 1 << 40), left))
 
 
-# Mode register. Only the default mode is implemented, so a write must not change what matters.
+# Hardware registers. Of MODE, rounding (bits 3:0) and denormals (7:4) can be changed.
+
+CONSTANT_REGISTERS = ("HW_REG_HW_ID", "HW_REG_XCC_ID", "HW_REG_STATUS", "HW_REG_TRAPSTS")
+
+
+def _hardware_register(w: Wave, inst: Instruction) -> tuple[str, int, int, list[str]]:
+    """(name, offset, size, the other operands' text) of s_getreg and s_setreg."""
+    text = inst.modifiers["text"]
+    match = re.search(r"hwreg\((\w+)(?:,\s*(\d+),\s*(\d+))?\)", text)
+    if not match:
+        raise w.unsupported(f"hardware register in {text}")
+    rest = [p.strip() for p in text.replace(match[0], "").split(",")]
+    return match[1], int(match[2] or 0), int(match[3] or 32), [p for p in rest if p]
 
 
 @opcode("s_getreg_b32")
 def _getreg(w: Wave, inst: Instruction) -> None:
-    name, offset, size = _hardware_register(w, inst.modifiers["text"].split(",", 1)[1])
-    if name != "HW_REG_MODE":
+    """Bits of MODE; the registers that say where a wave runs read 0."""
+    name, offset, size, (dst,) = _hardware_register(w, inst)
+    if name == "HW_REG_MODE":
+        value = w.load("i32", w.pointer("%w", layout.MODE), 4)
+    elif name in CONSTANT_REGISTERS:
+        value = w.const("i32", 0)
+    else:
         raise w.unsupported(f"hardware register {name}")
-    value = w.load("i32", w.pointer("%w", layout.MODE), 4)
     value = w.op("lshr", value, w.const("i32", offset))
     value = w.op("and", value, w.const("i32", (1 << size) - 1))
-    dst = re.match(r"s(\d+)", inst.modifiers["text"])
-    if dst is None:
-        raise w.unsupported("s_getreg into this destination")
-    w.set_sgpr(int(dst[1]), value)
+    w.set_sgpr(parse_operand(dst).index, value)
 
 
-def _hardware_register(w: Wave, text: str) -> tuple[str, int, int]:
-    match = re.search(r"hwreg\((\w+)(?:,\s*(\d+),\s*(\d+))?\)", text)
-    if not match:
-        raise w.unsupported(f"hardware register {text}")
-    return match[1], int(match[2] or 0), int(match[3] or 32)
+@opcode("s_setreg_b32", "s_setreg_imm32_b32")
+def _setreg(w: Wave, inst: Instruction) -> None:
+    """Replace bits of MODE; the runtime sets the host's rounding to match."""
+    name, offset, size, (source,) = _hardware_register(w, inst)
+    if name != "HW_REG_MODE" or offset + size > 8:
+        raise w.unsupported(f"writing bits {offset} to {offset + size - 1} of {name}")
+    mask = ((1 << size) - 1) << offset
+    pointer = w.pointer("%w", layout.MODE)
+    kept = w.op("and", w.load("i32", pointer, 4), w.const("i32", ~mask))
+    new = w.op("shl", w.scalar(parse_operand(source)), w.const("i32", offset))
+    w.store(w.op("or", kept, w.op("and", new, w.const("i32", mask))), pointer, 4)
+    w.runtime("set_rounding")
 
 
 @opcode(

@@ -348,7 +348,7 @@ def packed_f32(function, sources: int):
             values = []
             for position in range(sources):
                 row = _packed_dword(w, inst.operands[1 + position], picks[position])
-                value = w.cast("bitcast", row, V("float"))
+                value = w.flush_input(w.cast("bitcast", row, V("float")))
                 values.append(w.neg(value) if minus[position] else value)
             outs.append(scaled(w, inst, function(w, *values)))
         for part, value in enumerate(outs):

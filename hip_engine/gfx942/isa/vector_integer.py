@@ -315,10 +315,12 @@ def packed(ty: str, function, named: int, accumulate: bool = False):
             for row, pick, minus in zip(rows, picks, negate, strict=True):
                 part = w.op("lshr", row, w.const(row.ty, 16)) if pick else row
                 value = w.cast("bitcast", w.cast("trunc", part, V("i16")), V(ty))
+                value = w.flush_input(value)
                 values.append(w.neg(value) if minus else value)
             out = function(w, *values)
             if inst.flag("clamp"):
                 out = _packed_clamp(w, out, ty)
+            out = w.flush_output(out)
             halves.append(w.cast("zext", w.cast("bitcast", out, V("i16")), V("i32")))
         up = w.op("shl", halves[1], w.const(V("i32"), 16))
         w.set_vgpr(inst.operands[0], w.op("or", up, halves[0]))
