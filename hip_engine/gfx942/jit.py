@@ -4,6 +4,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
+import shutil
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -18,6 +19,7 @@ from hip_engine.gfx942.translate import Translation, translate
 from hip_engine.toolchain import cache_dir, find_compiler, run, write_atomically
 
 HERE = Path(__file__).resolve().parent
+VERSIONS_KEPT = 4
 RUNTIME_FLAGS = ("-O3", "-march=native", "-ffreestanding", "-fPIC", "-ffp-contract=off", "-Wall")
 
 
@@ -43,6 +45,22 @@ def fingerprint() -> bytes:
     return digest.digest()
 
 
+@functools.cache
+def cache() -> Path:
+    """Folder of what this version of the translator made on this CPU.
+
+    A new version starts a new folder; of the others the latest few stay.
+    """
+    root = cache_dir("gfx942")
+    folder = root / fingerprint().hex()[:32]
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(root.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
+        for old in others[VERSIONS_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+    return folder
+
+
 class LoadedObject:
     """Object code mapped into this process; keeps its engine alive."""
 
@@ -59,8 +77,8 @@ class LoadedObject:
 def runtime() -> LoadedObject:
     """The C runtime, compiled once a machine; its functions become visible to translated code."""
     compiler, version = find_compiler()
-    key = hashlib.sha256(fingerprint() + version.encode()).hexdigest()
-    path = cache_dir("gfx942") / f"runtime-{key}.o"
+    key = hashlib.sha256(version.encode()).hexdigest()
+    path = cache() / f"runtime-{key}.o"
     if not path.exists():
         defines = [f"-DOFFSET_{name}={value}" for name, value in layout.OFFSETS.items()]
         target = path.with_suffix(".tmp.o")
@@ -128,7 +146,7 @@ def is_cached(code: CodeObject, kernel: KernelDescriptor) -> bool:
 
 def _path(code: CodeObject, kernel: KernelDescriptor, observed: bool) -> Path:
     suffix = ".observed" if observed else ".kernel"
-    return cache_dir("gfx942") / f"{_key(code, kernel)}{suffix}"
+    return cache() / f"{_key(code, kernel)}{suffix}"
 
 
 def build(path: Path, code, kernel, instructions: list[Instruction], observed: bool) -> dict:
@@ -155,7 +173,7 @@ def emit_object(translation: Translation) -> bytes:
 
 def _key(code: CodeObject, kernel: KernelDescriptor) -> str:
     """Content of the kernel and of every device function it might call."""
-    digest = hashlib.sha256(fingerprint())
+    digest = hashlib.sha256()
     digest.update(repr((kernel.symbol, kernel.rsrc1, kernel.rsrc2, kernel.rsrc3)).encode())
     ranges = [(kernel.entry, kernel.size)] if kernel.size else [code.text]
     ranges += sorted(s for n, s in code.functions.items() if n not in code.kernels)
