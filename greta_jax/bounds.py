@@ -125,9 +125,15 @@ def bound(oracle: Oracle, site: str, layer: int, inputs: dict, precision) -> np.
     outgrow the theory (n*u >= 1) the bound is inf.
 
     Raises:
-      PrecisionError: jax x64 is off, or the declaration is unknown. SiteError: as `replay`.
+      PrecisionError: jax x64 is off, or the declaration is unknown. SiteError: as `replay`, or the
+      architecture is not llama.
     """
     require_x64("bounds")
+    if oracle.config.architecture != "llama":
+        raise SiteError(
+            f"no bounds are derived for {oracle.config.architecture}",
+            remedy="bounds cover the ops of the llama architecture",
+        )
     declared = OpPrecision.of(precision)
     ref = replay(oracle.with_policy(Policy.fp64()), site, layer, inputs)
     case = _Case(oracle, site, layer, inputs, ref, declared)
@@ -196,7 +202,8 @@ def _scores(case: _Case) -> np.ndarray:
     q_TNH, k_SKH = np.abs(case.tensor("attn.q_rope")), np.abs(case.tensor("kv.k"))
     p, (T, N, H) = case.precision, q_TNH.shape
     q_TKGH = q_TNH.reshape(T, k_SKH.shape[1], -1, H)
-    size_TNS = np.einsum("TKGH,SKH->TKGS", q_TKGH, k_SKH).reshape(T, N, -1) * H**-0.5
+    size_TNS = np.einsum("TKGH,SKH->TKGS", q_TKGH, k_SKH).reshape(T, N, -1)
+    size_TNS = size_TNS * case.oracle.config.layer(case.layer).score_scale
     return p.sum_error(H, 3) * size_TNS + H * p.tiny * (1 + k_SKH.max())
 
 

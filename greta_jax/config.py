@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from greta_jax.architectures import ARCHITECTURES, NUMBER_KEYS, Architecture
 from greta_jax.errors import ConfigError
-
-ARCHITECTURES = ("llama",)
 
 IGNORED_PREFIXES = ("general.", "tokenizer.", "quantize.imatrix.", "split.")
 """Descriptions, the tokenizer's keys (see greta_jax.tokenizer), and the quantiser's notes."""
@@ -21,6 +20,12 @@ class LayerConfig:
     kv_heads: int
     head_dim: int
     rms_eps: float
+    score_scale: float
+    score_cap: float | None = None
+    window: int | None = None
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,23 @@ class LlamaConfig:
     rope_base: float
     rope_factors: tuple[float, ...] | None = None
     """Divisors of the rotation frequencies (`rope_freqs.weight` of Llama 3.1), H/2 of them."""
+    score_scale: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
+    logit_scale: float = 1.0
+    residual_scale: float = 1.0
+    embed_scale: float = 1.0
+    window: int | None = None
+
+    @property
+    def row(self) -> Architecture:
+        """What its architecture declares."""
+        return ARCHITECTURES[self.architecture]
+
+    def windowed(self, layer: int) -> bool:
+        """True if the layer's attention sees a sliding window only."""
+        every = self.row.window_every
+        return self.window is not None and (every == 1 or (layer + 1) % every != 0)
 
     @property
     def dimensions(self) -> dict[str, int]:
@@ -56,17 +78,34 @@ class LlamaConfig:
 
     def layer(self, layer: int) -> LayerConfig:
         """What the ops of one layer need."""
-        del layer
-        return LayerConfig(self.heads, self.kv_heads, self.head_dim, self.rms_eps)
+        wide = self.layers == self.row.wide_scale_layers
+        score_scale = (self.dim // self.heads if wide else self.head_dim) ** -0.5
+        return LayerConfig(
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.rms_eps,
+            self.score_scale or score_scale,
+            self.score_cap,
+            self.window if self.windowed(layer) else None,
+            self.residual_scale,
+            self.logit_scale,
+            self.logit_cap,
+        )
 
-    def rotation(self, positions_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rotation(self, positions_T: np.ndarray, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Cosine and sine [T, H/2], fp64, of position * base^(-2i/H) / factor_i (RoFormer)."""
         exponent = -2.0 * np.arange(self.head_dim // 2) / self.head_dim
-        frequency = np.float64(self.rope_base) ** exponent
+        frequency = np.float64(self.rope_base_of(layer)) ** exponent
         if self.rope_factors is not None:
             frequency = frequency / np.asarray(self.rope_factors, np.float64)
         angle_TR = np.asarray(positions_T, np.float64)[:, None] * frequency[None, :]
         return np.cos(angle_TR), np.sin(angle_TR)
+
+    def rope_base_of(self, layer: int) -> float:
+        """RoPE's base in one layer."""
+        local = self.row.window_rope_base
+        return local if local and self.windowed(layer) else self.rope_base
 
     @classmethod
     def from_gguf(cls, metadata: dict[str, Any], where: str = "metadata") -> "LlamaConfig":
@@ -137,6 +176,8 @@ class _KeyReader:
             context=self.take("context_length", int),
             rms_eps=self.take("attention.layer_norm_rms_epsilon", float),
             rope_base=self.take("rope.freq_base", float, 10000.0),
+            window=self.window(),
+            **self.numbers(dim),
         )
         if self.unused:
             raise self.fail(
@@ -144,6 +185,22 @@ class _KeyReader:
                 "they may change the model, so it is refused: add them to greta_jax/config.py",
             )
         return config
+
+    def window(self) -> int | None:
+        """The sliding window, which Mistral's first models and Gemma have."""
+        key = f"{self.architecture}.attention.sliding_window"
+        return self.take("attention.sliding_window", int) if key in self.metadata else None
+
+    def numbers(self, dim: int) -> dict[str, float]:
+        """The optional multipliers and caps that are there."""
+        given = {
+            field: self.take(name, float)
+            for name, field in NUMBER_KEYS.items()
+            if f"{self.architecture}.{name}" in self.metadata
+        }
+        if ARCHITECTURES[self.architecture].embed_by_sqrt_dim:
+            given["embed_scale"] = float(dim) ** 0.5
+        return given
 
     def vocab(self) -> int:
         """Rows of the embedding: the key if there is one; the token list must not contradict it."""

@@ -4,13 +4,14 @@ The forward, the replay and the bounds all read this table, so an op has one def
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 
 from greta_jax import ops
+from greta_jax.architectures import Architecture
 from greta_jax.config import LayerConfig
 from greta_jax.precision import Arithmetic, stored
 
@@ -28,6 +29,7 @@ class Op:
     weights: tuple[str, ...]
     function: Callable
     output: str = ""
+    bias: str | None = None
 
 
 LAYER_OPS = (
@@ -53,7 +55,10 @@ LAYER_OPS = (
 )
 LAYER_OP = {op.site: op for op in LAYER_OPS}
 FINAL_NORM = Op("final.norm", ("resid.in",), ("final_norm_D",), ops.rms_norm)
-LOGITS = Op("logits", ("final.norm",), ("unembed_VD",), ops.project, "V")
+LOGITS = Op("logits", ("final.norm",), ("unembed_VD",), ops.unembed, "V")
+GATES = {"silu": ops.swiglu, "gelu": ops.geglu}
+QK_NORMS = {"head": ops.rms_norm, "all": ops.rms_norm_of_all_heads}
+BIASED = {"attn.q": "q_bias_NH", "attn.k": "k_bias_KH", "attn.v": "v_bias_KH"}
 KV_SITES = {"kv.k": "k", "kv.v": "v"}
 
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -69,6 +74,47 @@ INPUTS: dict[str, tuple[str, ...]] = {
 
 Attention also takes `positions` (T); left out, the queries are the last T positions of the slab.
 """
+
+
+@cache
+def layer_ops(row: Architecture, scaled_residual: bool) -> tuple[Op, ...]:
+    """The table of one architecture: llama's, changed where the row says so, in dataflow order.
+
+    Sites that llama does not have: `attn.q_norm`, `attn.k_norm`, `attn.post_norm`, `ffn.post_norm`.
+    """
+    table = []
+    for op in LAYER_OPS:
+        if op.site in BIASED and row.qkv_bias:
+            op = replace(op, bias=BIASED[op.site])
+        if not row.pre_norms:
+            if op.site in ("attn.norm", "ffn.norm"):
+                continue
+            skipped = {"attn.norm": "resid.in", "ffn.norm": "resid.mid"}
+            op = replace(op, inputs=tuple(skipped.get(name, name) for name in op.inputs))
+        if row.qk_norm and op.site in ("attn.q_rope", "attn.k_rope"):
+            table.append(_qk_norm(row, op.inputs[0]))
+            op = replace(op, inputs=(table[-1].site, *op.inputs[1:]))
+        if row.rope == "halves" and op.function is ops.rotate:
+            op = replace(op, function=ops.rotate_halves)
+        if op.site == "ffn.act":
+            op = replace(op, function=GATES[row.gate])
+        if op.function is ops.add:
+            if row.post_norms:
+                part = op.inputs[1].split(".")[0]
+                weight = f"{part}_post_norm_D"
+                table.append(Op(f"{part}.post_norm", op.inputs[1:], (weight,), ops.rms_norm))
+                op = replace(op, inputs=(op.inputs[0], table[-1].site))
+            if scaled_residual:
+                op = replace(op, function=ops.add_scaled)
+        table.append(op)
+    return tuple(table)
+
+
+def _qk_norm(row: Architecture, source: str) -> Op:
+    letter = source[-1]
+    suffix = {"q": "NH", "k": "KH"}[letter] if row.qk_norm == "all" else "H"
+    weight = f"{letter}_norm_{suffix}"
+    return Op(f"attn.{letter}_norm", (source,), (weight,), QK_NORMS[row.qk_norm])
 
 
 def evaluate(op: Op, how: Arithmetic, cfg: LayerConfig, inputs, weights) -> jax.Array:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from greta_jax.cache import KVCache
 from greta_jax.config import LlamaConfig
 from greta_jax.errors import ContextOverflow, SiteError
 from greta_jax.gguf.reader import GgufFile
-from greta_jax.graph import FINAL_NORM, KV_SITES, LAYER_OPS, LOGITS, Op, evaluate
+from greta_jax.graph import FINAL_NORM, KV_SITES, LOGITS, Op, evaluate, layer_ops
 from greta_jax.precision import Policy, carrier, stored
 from greta_jax.taps import MODEL_LAYER, Taps
 from greta_jax.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ class Step:
 class Run:
     """A forward under way: the residual stream, the growing cache and what was tapped."""
 
-    sources: dict[str, jax.Array]
+    sources: dict[str, Any]
     before: KVCache
     tokens: int
     start: int
@@ -141,7 +142,8 @@ class Oracle:
     def run_layer(self, run: "Run", layer: int) -> None:
         """One layer: every op of the table, in order."""
         tensors = {**run.sources, "resid.in": run.x_TD}
-        for op in LAYER_OPS:
+        tensors["rotation"] = run.sources["rotation"][self.config.rope_base_of(layer)]
+        for op in self.ops:
             value = self.apply(op, layer, tensors)
             if op.site in KV_SITES:
                 value = run.append(op.site, layer, value)
@@ -158,14 +160,27 @@ class Oracle:
         return logits_TV
 
     def embed(self, ids_T: np.ndarray) -> jax.Array:
-        """Rows of the embedding, TD."""
+        """Rows of the embedding, TD, scaled where the model does so."""
         how = self.policy.at("embed", MODEL_LAYER)
-        return stored(self.weights.embed_rows(ids_T).astype(how.compute), how.store)
+        rows_TD = self.weights.embed_rows(ids_T).astype(how.compute)
+        if self.config.embed_scale != 1.0:
+            rows_TD = rows_TD * rows_TD.dtype.type(self.config.embed_scale)
+        return stored(rows_TD, how.store)
 
-    def sources(self, positions_T: np.ndarray) -> dict[str, jax.Array]:
-        """The positions and their rotation, made in fp64 on the host."""
-        rotation = tuple(jnp.asarray(t) for t in self.config.rotation(positions_T))
-        return {"positions": jnp.asarray(positions_T, jnp.int32), "rotation": rotation}
+    @cached_property
+    def ops(self) -> tuple[Op, ...]:
+        """The table of this model's layers."""
+        return layer_ops(self.config.row, self.config.residual_scale != 1.0)
+
+    def sources(self, positions_T: np.ndarray) -> dict[str, Any]:
+        """The positions, and their rotations by RoPE base, made in fp64 on the host."""
+        rotations = {}
+        for layer in range(self.config.layers):
+            base = self.config.rope_base_of(layer)
+            if base not in rotations:
+                tables = self.config.rotation(positions_T, layer)
+                rotations[base] = tuple(jnp.asarray(table) for table in tables)
+        return {"positions": jnp.asarray(positions_T, jnp.int32), "rotation": rotations}
 
     def apply(self, op: Op, layer: int, tensors: dict) -> jax.Array:
         """One op of the table on tensors by name, with this oracle's weights and policy."""
@@ -180,6 +195,9 @@ class Oracle:
         chunks = self.weights.chunks(op.weights[0], layer)
         parts = [evaluate(op, how, cfg, inputs, (w_EX,)) for w_EX in chunks]
         whole_TE = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        if op.bias is not None:
+            (bias_E,) = self.weights.chunks(op.bias, layer)
+            whole_TE = stored(whole_TE + bias_E.astype(whole_TE.dtype)[None, :], how.store)
         sizes = [self.config.dimensions[letter] for letter in op.output]
         return whole_TE if len(sizes) == 1 else whole_TE.reshape(-1, *sizes)
 

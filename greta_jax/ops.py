@@ -27,7 +27,13 @@ def rms_norm(cfg: LayerConfig, how: Arithmetic, x_TD, scale_D):
     """x / rms(x) * scale, eps inside the root (Zhang and Sennrich 2019)."""
     del how
     mean_T1 = jnp.mean(jnp.square(x_TD), axis=-1, keepdims=True)
-    return x_TD / jnp.sqrt(mean_T1 + x_TD.dtype.type(cfg.rms_eps)) * scale_D[None, :]
+    scale = scale_D.reshape((1,) * (x_TD.ndim - 1) + (-1,))
+    return x_TD / jnp.sqrt(mean_T1 + x_TD.dtype.type(cfg.rms_eps)) * scale
+
+
+def rms_norm_of_all_heads(cfg: LayerConfig, how: Arithmetic, x_TNH, scale):
+    """One norm over every head's elements together (OLMo 2)."""
+    return rms_norm(cfg, how, x_TNH.reshape(x_TNH.shape[0], -1), scale).reshape(x_TNH.shape)
 
 
 def project(cfg: LayerConfig, how: Arithmetic, x, rows):
@@ -35,6 +41,21 @@ def project(cfg: LayerConfig, how: Arithmetic, x, rows):
     del cfg, how
     x_TX = x.reshape(x.shape[0], -1)
     return jnp.einsum("TX,EX->TE", x_TX, rows.reshape(-1, x_TX.shape[1]))
+
+
+def unembed(cfg: LayerConfig, how: Arithmetic, x_TD, rows):
+    """Logits of some rows of the vocabulary, scaled and softly capped where the model does so."""
+    logits_TV = project(cfg, how, x_TD, rows)
+    if cfg.logit_scale != 1.0:
+        logits_TV = logits_TV / logits_TV.dtype.type(cfg.logit_scale)
+    return soft_cap(logits_TV, cfg.logit_cap)
+
+
+def soft_cap(x, cap: float | None):
+    """cap * tanh(x / cap) (Gemma 2)."""
+    if cap is None:
+        return x
+    return x.dtype.type(cap) * jnp.tanh(x / x.dtype.type(cap))
 
 
 def rotate(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):
@@ -46,16 +67,32 @@ def rotate(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):
     return jnp.stack(pairs, axis=-1).reshape(x_TNH.shape)
 
 
+def rotate_halves(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):
+    """RoPE on pairs (i, i + H/2), the order of every GGUF that is not llama's or granite's."""
+    del cfg, how
+    low_TNR, high_TNR = jnp.split(x_TNH, 2, axis=-1)
+    cos_T1R, sin_T1R = cos_TR[:, None, :], sin_TR[:, None, :]
+    turned = (low_TNR * cos_T1R - high_TNR * sin_T1R, low_TNR * sin_T1R + high_TNR * cos_T1R)
+    return jnp.concatenate(turned, axis=-1)
+
+
 def attend_scores(cfg: LayerConfig, how: Arithmetic, q_TNH, k_SKH, positions_T):
-    """q.k / sqrt(H), -inf where a slot is later than the query's position."""
+    """q.k * scale, -inf where a slot is later than the query's position or before its window."""
     T, N, H = q_TNH.shape
     q_TKGH = q_TNH.reshape(T, cfg.kv_heads, N // cfg.kv_heads, H)
     if how.order == "native":
         score_TKGS = jnp.einsum("TKGH,SKH->TKGS", q_TKGH, k_SKH)
     else:
         score_TKGS = per_kv_head(how.order, q_TKGH, k_SKH.transpose(1, 0, 2))
-    score_TNS = score_TKGS.reshape(T, N, -1) * score_TKGS.dtype.type(H**-0.5)
-    visible_TS = jnp.arange(k_SKH.shape[0], dtype=jnp.int32)[None, :] <= positions_T[:, None]
+    score_TNS = score_TKGS.reshape(T, N, -1) * score_TKGS.dtype.type(cfg.score_scale)
+    score_TNS = soft_cap(score_TNS, cfg.score_cap)
+    slot_1S, positions_T1 = (
+        jnp.arange(k_SKH.shape[0], dtype=jnp.int32)[None, :],
+        positions_T[:, None],
+    )
+    visible_TS = slot_1S <= positions_T1
+    if cfg.window is not None:
+        visible_TS = visible_TS & (slot_1S > positions_T1 - cfg.window)
     return jnp.where(visible_TS[:, None, :], score_TNS, -jnp.inf)
 
 
@@ -109,6 +146,20 @@ def swiglu(cfg: LayerConfig, how: Arithmetic, gate_TF, up_TF):
     """silu(gate) * up (Shazeer 2020)."""
     del cfg
     return gate_TF / (1 + exponential(how, -gate_TF)) * up_TF
+
+
+def geglu(cfg: LayerConfig, how: Arithmetic, gate_TF, up_TF):
+    """gelu(gate) * up with the tanh form of gelu (Hendrycks and Gimpel 2016; Gemma)."""
+    del cfg, how
+    cubic = gate_TF + gate_TF * gate_TF * gate_TF * gate_TF.dtype.type(0.044715)
+    curve = jnp.tanh(cubic * gate_TF.dtype.type(math.sqrt(2 / math.pi)))
+    return gate_TF * (1 + curve) * gate_TF.dtype.type(0.5) * up_TF
+
+
+def add_scaled(cfg: LayerConfig, how: Arithmetic, x_TD, y_TD):
+    """x + residual_scale * y (Granite)."""
+    del how
+    return x_TD + y_TD * y_TD.dtype.type(cfg.residual_scale)
 
 
 def add(cfg: LayerConfig, how: Arithmetic, x_TD, y_TD):

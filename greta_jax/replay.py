@@ -9,7 +9,7 @@ import numpy as np
 
 from greta_jax.cache import pad_slab
 from greta_jax.errors import SiteError
-from greta_jax.graph import FINAL_NORM, INPUTS, KV_SITES, LAYER_OP, LOGITS
+from greta_jax.graph import FINAL_NORM, INPUTS, KV_SITES, LOGITS
 from greta_jax.model import Oracle, padding
 from greta_jax.taps import MODEL_LAYER, MODEL_SITES, check_site
 
@@ -41,7 +41,7 @@ def replay(oracle: Oracle, site: str, layer: int, inputs: dict) -> np.ndarray:
     if unused:
         raise SiteError(
             f"{site} does not depend on {', '.join(sorted(unused))} given the other inputs",
-            remedy=f"it takes {', '.join(INPUTS[site])}",
+            remedy=f"it takes {', '.join(INPUTS.get(site, ()))}",
         )
     value = np.asarray(value)[: replayer.tokens]
     return value[..., : replayer.slots] if site in SLOT_SITES else value
@@ -53,6 +53,7 @@ class _Replayer:
     def __init__(self, oracle: Oracle, layer: int, inputs: dict):
         self.oracle, self.layer, self.inputs = oracle, layer, inputs
         self.used: set[str] = set()
+        self.table = {op.site: op for op in oracle.ops}
         lengths = {len(v) for name, v in inputs.items() if name not in KV_SITES}
         if len(lengths) != 1:
             raise SiteError(
@@ -71,7 +72,9 @@ class _Replayer:
     def site(self, site: str):
         if site == "embed":
             return self.oracle.embed(self.padded(np.asarray(self.tensor("token_ids", site))))
-        op = MODEL_OP.get(site) or LAYER_OP[site]
+        op = MODEL_OP.get(site) or self.table.get(site)
+        if op is None:
+            raise SiteError(f"a {self.oracle.config.architecture} layer has no {site}")
         layer = MODEL_LAYER if site in MODEL_OP else self.layer
         tensors = {name: self.tensor(name, site) for name in op.inputs}
         return self.oracle.apply(op, layer, tensors)
@@ -86,8 +89,10 @@ class _Replayer:
         if name in ("positions", "rotation"):
             if "positions" not in self.inputs and not self.slots:
                 raise self.missing("positions", wanted_by)
+            if name == "rotation":
+                return self.sources[name][self.oracle.config.rope_base_of(self.layer)]
             return self.sources[name]
-        if name in LAYER_OP and name not in KV_SITES and wanted_by != FINAL_NORM.site:
+        if name in self.table and name not in KV_SITES and wanted_by != FINAL_NORM.site:
             return self.site(name)
         if name == FINAL_NORM.site:
             return self.site(name)
@@ -100,7 +105,7 @@ class _Replayer:
     def missing(self, name: str, wanted_by: str) -> SiteError:
         return SiteError(
             f"{wanted_by} cannot be computed without {name}",
-            remedy=f"{wanted_by} takes {', '.join(INPUTS[wanted_by])}",
+            remedy=f"{wanted_by} takes {', '.join(INPUTS.get(wanted_by, ()))}",
         )
 
 

@@ -28,6 +28,8 @@ LAYER_SITES = (
 )
 MODEL_SITES = ("embed", "final.norm", "logits")
 SITES = ("embed", *LAYER_SITES, "final.norm", "logits")
+EXTRA_SITES = ("attn.q_norm", "attn.k_norm", "attn.post_norm", "ffn.post_norm")
+"""Layer sites of architectures other than llama; outside the contract with engines."""
 MODEL_LAYER = -1
 """Layer index of `embed`, `final.norm` and `logits`."""
 
@@ -73,7 +75,7 @@ class Taps:
 
 def check_site(site: str) -> None:
     """Raises SiteError for a name that is no site."""
-    if site not in SITES:
+    if site not in SITES and site not in EXTRA_SITES:
         raise SiteError(f"no site is called {site!r}", remedy=f"the sites are {', '.join(SITES)}")
 
 

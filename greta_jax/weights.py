@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -10,28 +11,71 @@ import jax.numpy as jnp
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 
+from greta_jax.architectures import Architecture
 from greta_jax.config import LlamaConfig
 from greta_jax.errors import TensorError
 from greta_jax.gguf.dequantize import check_format, dequantize, dequantize_blocks, magnitude, rounds
 from greta_jax.gguf.reader import GgufFile
 
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a weight lies: the file's name of its tensor, which rows of it, and all its sizes.
+
+    Letters as in WORKSPACE_NOTES.md; `+` adds, a comma separates dimensions, rows first. `first` is
+    the letters of the rows before the weight's own.
+    """
+
+    name: str
+    letters: str
+    first: str = ""
+
+
 LAYER_TENSORS = {
-    "attn_norm_D": ("attn_norm.weight", "D"),
-    "q_NHD": ("attn_q.weight", "NH,D"),
-    "k_KHD": ("attn_k.weight", "KH,D"),
-    "v_KHD": ("attn_v.weight", "KH,D"),
-    "proj_DNH": ("attn_output.weight", "D,NH"),
-    "ffn_norm_D": ("ffn_norm.weight", "D"),
-    "gate_FD": ("ffn_gate.weight", "F,D"),
-    "up_FD": ("ffn_up.weight", "F,D"),
-    "down_DF": ("ffn_down.weight", "D,F"),
+    "attn_norm_D": Tensor("attn_norm.weight", "D"),
+    "q_NHD": Tensor("attn_q.weight", "NH,D"),
+    "k_KHD": Tensor("attn_k.weight", "KH,D"),
+    "v_KHD": Tensor("attn_v.weight", "KH,D"),
+    "proj_DNH": Tensor("attn_output.weight", "D,NH"),
+    "ffn_norm_D": Tensor("ffn_norm.weight", "D"),
+    "gate_FD": Tensor("ffn_gate.weight", "F,D"),
+    "up_FD": Tensor("ffn_up.weight", "F,D"),
+    "down_DF": Tensor("ffn_down.weight", "D,F"),
 }
-"""Weight (its suffix is its shape) to tensor name within `blk.<layer>.` and shape in the file."""
+"""Weight (its suffix is its shape) to its tensor within `blk.<layer>.`."""
+
+BIASES = {
+    "q_bias_NH": Tensor("attn_q.bias", "NH"),
+    "k_bias_KH": Tensor("attn_k.bias", "KH"),
+    "v_bias_KH": Tensor("attn_v.bias", "KH"),
+}
+FUSED = {
+    "q_NHD": Tensor("attn_qkv.weight", "NH+KH+KH,D"),
+    "k_KHD": Tensor("attn_qkv.weight", "NH+KH+KH,D", "NH"),
+    "v_KHD": Tensor("attn_qkv.weight", "NH+KH+KH,D", "NH+KH"),
+    "gate_FD": Tensor("ffn_up.weight", "F+F,D"),
+    "up_FD": Tensor("ffn_up.weight", "F+F,D", "F"),
+}
+QK_NORMS = {
+    "head": {
+        "q_norm_H": Tensor("attn_q_norm.weight", "H"),
+        "k_norm_H": Tensor("attn_k_norm.weight", "H"),
+    },
+    "all": {
+        "q_norm_NH": Tensor("attn_q_norm.weight", "NH"),
+        "k_norm_KH": Tensor("attn_k_norm.weight", "KH"),
+    },
+    None: {},
+}
+POST_NORMS = {
+    "attn_post_norm_D": Tensor("post_attention_norm.weight", "D"),
+    "ffn_post_norm_D": Tensor("post_ffw_norm.weight", "D"),
+}
 
 MODEL_TENSORS = {
-    "embed_VD": ("token_embd.weight", "V,D"),
-    "final_norm_D": ("output_norm.weight", "D"),
-    "unembed_VD": ("output.weight", "V,D"),
+    "embed_VD": Tensor("token_embd.weight", "V,D"),
+    "final_norm_D": Tensor("output_norm.weight", "D"),
+    "unembed_VD": Tensor("output.weight", "V,D"),
 }
 ROPE_FACTORS = "rope_freqs.weight"
 CHUNK_WEIGHTS = 2**21
@@ -54,14 +98,14 @@ class ModelWeights:
         self, file: GgufFile, config: LlamaConfig, store: str, resident: bool | None = None
     ):
         self.file, self.config, self.store = file, config, store
-        self.names = _expected_tensors(config)
+        self.table = {**MODEL_TENSORS, **layer_tensors(config.row)}
         if "output.weight" not in file.tensors:
-            self.names["unembed_VD"] = self.names["embed_VD"]
+            self.table["unembed_VD"] = MODEL_TENSORS["embed_VD"]
         self._check_tensors()
         self._asked_resident = resident
         self.resident = self._fits() if resident is None else resident
-        self._kept: dict[str, tuple[jax.Array, ...]] = {}
-        self._finite: set[str] = set()
+        self._kept: dict[tuple[str, int], tuple[jax.Array, ...]] = {}
+        self._finite: set[tuple[str, int]] = set()
 
     def with_store(self, store: str) -> "ModelWeights":
         """The same tensors stored in another dtype (decoded anew)."""
@@ -72,40 +116,49 @@ class ModelWeights:
 
         Raises TensorError if it holds NaN or inf (every tensor is checked once).
         """
-        tensor = self.tensor_name(name, layer)
-        if tensor in self._kept:
-            yield from self._kept[tensor]
+        if (name, layer) in self._kept:
+            yield from self._kept[name, layer]
             return
         kept = []
-        for chunk in self._decode(tensor):
+        for chunk in self._decode(name, layer):
             yield chunk
             if self.resident:
                 kept.append(chunk)
         if self.resident:
-            self._kept[tensor] = tuple(kept)
+            self._kept[name, layer] = tuple(kept)
         else:
-            self.file.forget(tensor)
+            self.file.forget(self.tensor_name(name, layer))
 
     def load(self, name: str, layer: int = -1) -> jax.Array:
         """One whole weight, shaped as its suffix says. Raises as `chunks`."""
-        parts = list(self._decode(self.tensor_name(name, layer)))
+        parts = list(self._decode(name, layer))
         return jnp.concatenate([part.reshape(-1) for part in parts]).reshape(self.shape(name))
 
-    def _decode(self, tensor: str) -> Iterator[jax.Array]:
-        info, raw = self.file.info(tensor), self.file.raw_rows(tensor)
+    def _decode(self, name: str, layer: int) -> Iterator[jax.Array]:
+        tensor = self.tensor_name(name, layer)
+        info, raw = self.file.info(tensor), self.raw_rows(name, layer)
         rows = rows_of_chunk(info.shape[-1])
         counts = []
         for start in range(0, raw.shape[0], rows):
             weights = dequantize_blocks(raw[start : start + rows], info.dtype, self.store)
-            if tensor not in self._finite:
+            if (name, layer) not in self._finite:
                 counts.append(_count_nonfinite(weights))
             yield weights if len(info.shape) > 1 else weights.reshape(info.shape)
-        self._check_finite(tensor, counts)
+        self._check_finite(name, layer, counts)
+
+    def raw_rows(self, name: str, layer: int = -1) -> np.ndarray:
+        """The stored bytes of a weight's rows [rows, bytes of a row]; a vector is one row."""
+        raw, entry = self.file.raw_rows(self.tensor_name(name, layer)), self.table[name]
+        if not entry.first and "+" not in entry.letters:
+            return raw
+        first = _size(self.config.dimensions, entry.first)
+        own = math.prod(self.shape(name)[:-1])
+        return raw[first : first + own]
 
     def decode_changed(self, name: str, layer: int, change: Callable) -> jax.Array:
         """One weight decoded after `change` of its blocks [n, bytes], for counterfactuals."""
         tensor = self.tensor_name(name, layer)
-        raw, dtype = self.file.raw_rows(tensor), self.file.info(tensor).dtype
+        raw, dtype = self.raw_rows(name, layer), self.file.info(tensor).dtype
         changed = change(raw.reshape(-1, GGML_QUANT_SIZES[dtype][1])).reshape(raw.shape)
         return dequantize(changed, dtype, self.store).reshape(self.shape(name))
 
@@ -116,7 +169,7 @@ class ModelWeights:
         """
         tensor = self.tensor_name(name, layer)
         dtype = self.file.info(tensor).dtype
-        total = magnitude(self.file.raw_rows(tensor), dtype).reshape(self.shape(name))
+        total = magnitude(self.raw_rows(name, layer), dtype).reshape(self.shape(name))
         return total, 2 * rounds(dtype)
 
     def embed_rows(self, token_ids: np.ndarray) -> jax.Array:
@@ -125,7 +178,7 @@ class ModelWeights:
         raw = self.file.raw_rows(tensor)[token_ids]
         rows = dequantize(raw, self.file.info(tensor).dtype, self.store)
         if int(_count_nonfinite(rows)):
-            self._check_finite(tensor, [_count_nonfinite(self.load("embed_VD"))])
+            self.load("embed_VD")
         return rows
 
     def embed_magnitudes(self, token_ids: np.ndarray) -> tuple[jax.Array, int]:
@@ -148,23 +201,25 @@ class ModelWeights:
 
     def tensor_name(self, name: str, layer: int = -1) -> str:
         """The file's name of a weight."""
-        return self.names[name].format(layer=layer)
+        tensor = self.table[name].name
+        return tensor if name in MODEL_TENSORS else f"blk.{layer}.{tensor}"
 
     def _fits(self) -> bool:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         weights = sum(math.prod(info.shape) for info in self.file.tensors.values())
         return weights * jnp.dtype(self.store).itemsize < RESIDENT_SHARE * memory
 
-    def _check_finite(self, tensor: str, counts: list[jax.Array]) -> None:
+    def _check_finite(self, name: str, layer: int, counts: list[jax.Array]) -> None:
         bad = sum(int(count) for count in counts)
         if bad:
+            tensor = self.tensor_name(name, layer)
             raise TensorError(
                 f"tensor {tensor!r} holds {bad} NaN or inf in "
                 f"{math.prod(self.file.info(tensor).shape)} weights",
                 where=self.file.path,
                 remedy="the file is damaged or was converted wrongly: fetch or convert it again",
             )
-        self._finite.add(tensor)
+        self._finite.add((name, layer))
 
     def _check_tensors(self) -> None:
         expected = dict(_expected_shapes(self.config))
@@ -213,20 +268,29 @@ def _count_nonfinite(weights):
     return jnp.sum(~jnp.isfinite(weights))
 
 
-def _expected_tensors(config: LlamaConfig) -> dict[str, str]:
-    del config
-    layer = {name: f"blk.{{layer}}.{tensor}" for name, (tensor, _) in LAYER_TENSORS.items()}
-    return layer | {name: tensor for name, (tensor, _) in MODEL_TENSORS.items()}
+def layer_tensors(row: Architecture) -> dict[str, Tensor]:
+    """The weights of one layer of an architecture."""
+    table = LAYER_TENSORS | QK_NORMS[row.qk_norm]
+    table |= FUSED if row.fused else {}
+    table |= BIASES if row.qkv_bias else {}
+    table |= POST_NORMS if row.post_norms else {}
+    absent = () if row.pre_norms else ("attn_norm_D", "ffn_norm_D")
+    return {name: tensor for name, tensor in table.items() if name not in absent}
 
 
 def _expected_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     shape_of = partial(_file_shape, config.dimensions)
-    for tensor, letters in MODEL_TENSORS.values():
-        yield tensor, shape_of(letters)
+    for tensor in MODEL_TENSORS.values():
+        yield tensor.name, shape_of(tensor.letters)
     for layer in range(config.layers):
-        for tensor, letters in LAYER_TENSORS.values():
-            yield f"blk.{layer}.{tensor}", shape_of(letters)
+        for tensor in layer_tensors(config.row).values():
+            yield f"blk.{layer}.{tensor.name}", shape_of(tensor.letters)
 
 
 def _file_shape(dimensions: dict[str, int], letters: str) -> tuple[int, ...]:
-    return tuple(math.prod(dimensions[x] for x in group) for group in letters.split(","))
+    return tuple(_size(dimensions, group) for group in letters.split(","))
+
+
+def _size(dimensions: dict[str, int], letters: str) -> int:
+    terms = letters.split("+") if letters else []
+    return sum(math.prod(dimensions[x] for x in term) for term in terms)
