@@ -216,7 +216,6 @@ class Prepared:
     """What two launches of a kernel with the same geometry share."""
 
     def __init__(self, kernel: EmulatedKernel, struct_: LaunchStruct, packet: bytes, threads: int):
-        self.kernel = kernel  # kept alive: it is known by its id
         self.struct = struct_
         self.kernel = kernel  # kept alive: the key of this entry is its id
         self.packet = np.frombuffer(packet, np.uint8)

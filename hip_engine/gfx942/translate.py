@@ -142,10 +142,15 @@ _PROFILE = '!0 = !{!"branch_weights", i32 1, i32 1000000}\n'
 
 
 def _reachable(code: CodeObject, kernel: KernelDescriptor, instructions) -> list[Instruction]:
-    """Instructions reachable from the entry; with indirect jumps, from every function too."""
+    """Instructions reachable from the entry, indirect jumps included.
+
+    A jump through registers may go to any function whose address the code reached so far forms
+    relative to the program counter, or that a relocation names; if none is found, to all of them.
+    """
     index = {inst.address: n for n, inst in enumerate(instructions)}
+    devices = {a for n, (a, _) in code.functions.items() if n not in code.kernels}
     seen: set[int] = set()
-    work = [kernel.entry]
+    work, mentioned = [kernel.entry], {value for _, _, value in code.relocations} & devices
     indirect = False
     while work:
         address = work.pop()
@@ -153,16 +158,31 @@ def _reachable(code: CodeObject, kernel: KernelDescriptor, instructions) -> list
             if address not in index:
                 raise _unsupported(kernel, address, "control leaves the code section")
             seen.add(address)
-            inst = instructions[index[address]]
+            at = index[address]
+            inst = instructions[at]
             if inst.target is not None:
                 work.append(inst.target)
-            if inst.mnemonic in INDIRECT and not indirect:
-                indirect = True
-                work += [a for n, (a, _) in code.functions.items() if n not in code.kernels]
+            if inst.mnemonic == "s_getpc_b64":
+                mentioned |= _relative_address(instructions[at : at + 6]) & devices
+            indirect |= inst.mnemonic in INDIRECT
             if inst.mnemonic in ENDS or inst.mnemonic in ("s_branch", "s_setpc_b64"):
                 break
             address += inst.size
+        if indirect and not work:
+            work = sorted((mentioned or devices) - seen)
     return [instructions[index[a]] for a in sorted(seen)]
+
+
+def _relative_address(window: list[Instruction]) -> set[int]:
+    """The address that `s_getpc_b64` and the `s_add_u32` of a literal after it make, if they do."""
+    getpc, *after = window
+    low = getpc.operands[0].index
+    for inst in after:
+        if inst.mnemonic == "s_add_u32" and inst.operands[0].index == low:
+            literal = inst.operands[2]
+            if inst.operands[1].index == low and literal.kind == "int":
+                return {(getpc.address + getpc.size + int(literal.value)) & 0xFFFFFFFF}
+    return set()
 
 
 def _leaders(code: CodeObject, kernel: KernelDescriptor, reached: list[Instruction]) -> set[int]:

@@ -148,6 +148,12 @@ class Wave(Emit):
             low = self.cast("trunc", low, V(f"i{bits}"))
         return self.cast("bitcast", low, V(ty))
 
+    def two_halves(self, operand: Operand) -> Value:
+        """A 32-bit source of two 16-bit parts; a float constant is one half, below a 0."""
+        if operand.kind == "float":
+            return self.const(V("i32"), constant_bits(operand, "half"))
+        return self.vector(operand, "i32")
+
     def write(self, operand: Operand, value: Value, mask: Value | None = None) -> None:
         """Write a 16-, 32- or 64-bit lane value; 16-bit results clear the upper half."""
         bits = width(value.ty)

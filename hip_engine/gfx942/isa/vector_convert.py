@@ -105,6 +105,7 @@ def _packed_normal(scale: float, kind: str):
         parts = []
         for operand in inst.operands[1:3]:
             x = modified(w, operand, w.vector(operand, "float"))
+            x = w.select(w.fcmp("uno", x, x), w.const(x.ty, 0.0), x)
             x = w.intrinsic("roundeven", w.op("fmul", x, w.const(x.ty, scale)))
             low = -scale if kind == "i" else 0.0
             x = w.intrinsic("maximumnum", x, w.const(x.ty, low))
@@ -125,7 +126,7 @@ def _pack(w: Wave, inst: Instruction) -> None:
     picks = inst.bits("op_sel", (0, 0, 0))
     halves = []
     for operand, pick in zip(inst.operands[1:3], picks, strict=False):
-        row = w.vector(operand, "i32")
+        row = w.two_halves(operand)
         row = w.op("lshr", row, w.const(row.ty, 16)) if pick else row
         half = w.cast("bitcast", w.cast("trunc", row, V("i16")), V("half"))
         halves.append(modified(w, operand, half))

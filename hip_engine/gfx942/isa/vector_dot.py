@@ -73,7 +73,7 @@ def dot2_f16(w: Wave, x: Value, y: Value, z: Value) -> Value:
 
 @opcode("v_dot2_f32_f16")
 def _dot2_f32_f16(w: Wave, inst: Instruction) -> None:
-    x, y = (w.vector(o, "i32") for o in inst.operands[1:3])
+    x, y = (w.two_halves(o) for o in inst.operands[1:3])
     negates = (inst.bits("neg_lo", (0, 0, 0)), inst.bits("neg_hi", (0, 0, 0)))
     flips = [
         (0x8000 if negates[0][i] else 0) | (0x80000000 if negates[1][i] else 0) for i in range(2)

@@ -152,6 +152,7 @@ def _power_of_two(w: Wave, n: Value) -> Value:
 
 def _ldexp_double(w: Wave, x: Value, n: Value) -> Value:
     """Normalise, bound the exponent, then scale so that only the last product rounds."""
+    n = w.intrinsic("smax", n, w.const(n.ty, -10000))
     zero = w.const(n.ty, 0)
     tiny = is_subnormal(w, x)
     x = w.select(tiny, fmul(w, x, w.const(x.ty, 2.0**54)), x)

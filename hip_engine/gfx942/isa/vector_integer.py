@@ -99,6 +99,10 @@ def bfe(shift):
     return emit
 
 
+def low3(w, n):
+    return w.op("and", n, w.const(n.ty, 7))
+
+
 def bfm(w, bits, offset):
     ones = w.op("shl", w.const(bits.ty, 1), shift_amount(w, bits, bits.ty))
     return shl(w, w.op("sub", ones, w.const(bits.ty, 1)), offset)
@@ -245,7 +249,10 @@ define(
         ("v_and_or_b32", pure(I32_3, lambda w, x, y, z: bit_or(w, bit_and(w, x, y), z))),
         ("v_or3_b32", pure(I32_3, lambda w, x, y, z: bit_or(w, bit_or(w, x, y), z))),
         ("v_xad_u32", pure(I32_3, lambda w, x, y, z: add(w, xor(w, x, y), z))),
-        ("v_lshl_add_u64", pure("i64 i64 i32 i64", lambda w, x, n, y: add(w, shl(w, x, n), y))),
+        (
+            "v_lshl_add_u64",
+            pure("i64 i64 i32 i64", lambda w, x, n, y: add(w, shl(w, x, low3(w, n)), y)),
+        ),
         ("v_bfe_u32", pure(I32_3, bfe("lshr"))),
         ("v_bfe_i32", pure(I32_3, bfe("ashr"))),
         ("v_bfi_b32", pure(I32_3, bfi)),
@@ -305,7 +312,7 @@ def packed(ty: str, function, named: int, accumulate: bool = False):
 
     def emit(w: Wave, inst: Instruction) -> None:
         operands = [*inst.operands[1 : 1 + named], *inst.operands[: 1 if accumulate else 0]]
-        rows = [w.vector(o, "i32") for o in operands]
+        rows = [w.two_halves(o) for o in operands]
         low_pick = inst.bits("op_sel", (0,) * sources)
         high_pick = inst.bits("op_sel_hi", (1,) * sources)
         negates = (inst.bits("neg_lo", (0,) * sources), inst.bits("neg_hi", (0,) * sources))

@@ -29,15 +29,21 @@ DEVICE static inline void barrier() {
 """
 
 
+def cached(source: str, flags: tuple[str, ...]) -> Path:
+    """Where `build` keeps what clang makes of `source`."""
+    _, version = find_compiler()
+    key = hashlib.sha256(repr((source, flags, version)).encode()).hexdigest()
+    return cache_dir("tests") / f"{key}.o"
+
+
 def build(source: str, flags: tuple[str, ...]) -> bytes:
     """What clang makes of `source`; a refusal is an AssertionError with its first lines."""
-    compiler, version = find_compiler()
-    key = hashlib.sha256(repr((source, flags, version)).encode()).hexdigest()
-    path = cache_dir("tests") / f"{key}.o"
+    path = cached(source, flags)
     if not path.exists():
         with tempfile.TemporaryDirectory(prefix="gfx942-tests-") as directory:
             (Path(directory) / "source").write_text(source)
-            done = run([compiler, *flags, "source", "-o", "object"], cwd=directory)
+            command = [find_compiler()[0], *flags, "source", "-o", "object"]
+            done = run(command, cwd=directory)
             assert done.returncode == 0, done.stderr[:4000]
             write_atomically(path, (Path(directory) / "object").read_bytes())
     return path.read_bytes()
