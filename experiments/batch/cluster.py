@@ -1,7 +1,9 @@
 """Runs cells on a Ray cluster whose nodes hold this checkout; files travel back to this machine."""
 
+import contextlib
 import io
 import os
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +48,12 @@ def run(
         import ray
     except ImportError as error:
         raise ExecutorError("--executor=ray needs ray: pip install 'greta-jax[ray]'") from error
+    # Ray's threads print to stdout, which belongs to the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        yield from _run(ray, cells, folder_of, address, started)
+
+
+def _run(ray, cells, folder_of, address, started) -> Iterator[Result]:
     environment = {"env_vars": {"PYTHONPATH": str(local.ROOT)}}
     try:
         ray.init(address=address, runtime_env=environment, log_to_driver=False)

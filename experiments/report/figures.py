@@ -174,7 +174,9 @@ def lines(
     field, order = x
     drawn = [v for v in values if v["error"] is not None and 0 < v["error"] < math.inf]
     scale = {"domain": list(series), "range": [colour(name) for name in series.values()]}
-    shade = {"field": "series", "type": "nominal", "scale": scale, "legend": {"title": ""}}
+    long_names = any(len(name) > 20 for name in series)
+    legend = {"title": "", "labelLimit": 420, "columns": 2 if long_names else 0}
+    shade = {"field": "series", "type": "nominal", "scale": scale, "legend": legend}
     y = {"type": "quantitative", "scale": {"type": "log"}, "title": titles[1]}
     y["axis"] = _POWERS
     angle = -50 if any(len(str(name)) > 4 for name in order) else 0
