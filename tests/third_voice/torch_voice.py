@@ -25,9 +25,17 @@ class DoubleTorch:
         return getattr(torch, name)
 
 
+def in_double(module) -> ExitStack:
+    """While open, `module` computes in binary64 also where it says float32 or .float()."""
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(module, "torch", DoubleTorch()))
+    stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
+    return stack
+
+
 def load(path, module) -> torch.nn.Module:
     """The model of a GGUF file in float64 with eager attention; `module` is its modeling file."""
-    with mock.patch.object(module, "torch", DoubleTorch()):
+    with in_double(module):
         model = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float64, attn_implementation="eager"
         )
@@ -68,7 +76,7 @@ def run(model, module, token_ids) -> dict[tuple[int, str], np.ndarray]:
         return result, probs
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(module, "torch", DoubleTorch()))
+        stack.enter_context(in_double(module))
         stack.enter_context(mock.patch.object(module, "eager_attention_forward", attention))
         for hook in hooks(model, out, into):
             stack.callback(hook.remove)
