@@ -9,7 +9,7 @@ import numpy as np
 from hip_engine import kernels
 from hip_engine.device import Device, LaunchRecord
 from hip_engine.errors import ContextOverflow, TokenRefused
-from hip_engine.forward import AttentionChoice, Forward, Row
+from hip_engine.forward import Forward, KernelChoice, Row
 from hip_engine.kv_cache import KvCache, KvGeometry, KvLayout
 from hip_engine.launcher import Launcher
 from hip_engine.memory_plan import MemoryPlan, rope_table
@@ -29,7 +29,8 @@ class Engine:
     Attributes:
       config, model_sha256, code_object_sha256: what runs.
       route, route_reason: the concrete route of decode, and why `auto` became it.
-      precision: site -> {"store", "accumulate"} dtypes and more, as the kernels are written.
+      precision: site -> {"store", "accumulate"} dtypes and more, as the kernels of decode are
+        written; prefill_precision: of batched prefill.
       sites: the sites that can be tapped.
       launch_log: what decode launched since `reset`; prefill_log: what batched prefill did.
     """
@@ -73,10 +74,14 @@ class Engine:
         self.config, self.model_sha256 = config, model.sha256
         self.route, self.route_reason = route, reason
         self.sites, self.precision = sites_of(route), declared_precision(config, route, kind)
+        self.prefill_precision = declared_precision(
+            config, Route("manual", route.matmul), kind, options.prefill_gemm
+        )
         self._launcher, self._device, self._options = launcher, launcher.device, options
         self._choice = _choose(route, launcher, model, options)
         # Rows of one sequence must all be appended before any is read: fused cannot.
-        self._prefill = _choose(Route("manual", route.matmul), launcher, model, options)
+        manual = _choose(Route("manual", route.matmul), launcher, model, options)
+        self._prefill = replace(manual, gemm=options.prefill_gemm)
         self.code_object_sha256 = launcher.kernels[self._choice.symbol].code_object_sha256
         layout = KvLayout(
             kind, options.max_context, options.sequences, options.page_slots, options.pages
@@ -233,4 +238,4 @@ def _context(model: ModelFile, wanted: int | None) -> int:
 
 def _choose(route: Route, launcher: Launcher, model: ModelFile, options: Options):
     symbol = attention_symbol(launcher.kernels, route, options.kv_type, model.config)
-    return AttentionChoice(route, symbol, options.kv_type.symbol, options.window, options.softcap)
+    return KernelChoice(route, symbol, options.kv_type.symbol, options.window, options.softcap)

@@ -27,14 +27,15 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AttentionChoice:
-    """The kernels of a route for this model: attention's symbol, and how the cache is spelt."""
+class KernelChoice:
+    """The kernels of a pass: attention's route and symbol, how the cache is spelt, the GEMMs."""
 
     route: Route
     symbol: str
     cache: str
     window: int = 0
     softcap: float = 0.0
+    gemm: str = "valu"
 
 
 class Forward:
@@ -60,7 +61,7 @@ class Forward:
         self._site_shapes = site_shapes(model.config)
         self._attention = self._attention_args(max_chunks)
 
-    def run(self, rows: Sequence[Row], choice: AttentionChoice, taps: Taps) -> Tapped:
+    def run(self, rows: Sequence[Row], choice: KernelChoice, taps: Taps) -> Tapped:
         """Every launch of a pass; taps come back as one array a row."""
         config, at, T = self.config, self._at, len(rows)
         for label in Row._fields:
@@ -81,12 +82,12 @@ class Forward:
         x = "embed"
         for layer in range(config.L):
             self._attend(layer, x, rows, choice, tap)
-            self._feed_forward(layer, T, tap)
+            self._feed_forward(layer, T, choice.gemm, tap)
             x = "resid.out"
         self._norm(x, "output_norm.weight", "final.norm", T)
         tap(NO_LAYER, "final.norm")
         output = "output.weight" if "output.weight" in self._tensors else embedding.name
-        self._project("final.norm", {output: "logits"}, T)
+        self._project("final.norm", {output: "logits"}, T, choice.gemm)
         tap(NO_LAYER, "logits")
         self._launch.argmax(at["logits"], at["step.top1"], config.V, T)
         return taken
@@ -107,12 +108,12 @@ class Forward:
         flat = self._launch.device.read(self._buffers[site], np.dtype(np.float32), count)
         return np.split(flat.reshape(len(rows), *shape), len(rows))
 
-    def _attend(self, layer: int, x: str, rows: Sequence[Row], choice: AttentionChoice, tap):
+    def _attend(self, layer: int, x: str, rows: Sequence[Row], choice: KernelChoice, tap):
         at, T, block = self._at, len(rows), f"blk.{layer}"
         self._norm(x, f"{block}.attn_norm.weight", "attn.norm", T)
         tap(layer, "attn.norm")
         qkv = {f"{block}.attn_{name}.weight": f"attn.{name}" for name in "qkv"}
-        self._project("attn.norm", qkv, T)
+        self._project("attn.norm", qkv, T, choice.gemm)
         tap(layer, "attn.q", "attn.k", "attn.v")
         if choice.route.kernel == "manual":
             self._turn_and_append(layer, choice.cache, T, tap)
@@ -120,7 +121,7 @@ class Forward:
         if choice.route.kernel == "fused":
             tap(layer, "kv.k", "kv.v")
         tap(layer, "attn.out")
-        self._project("attn.out", {f"{block}.attn_output.weight": "attn.proj"}, T)
+        self._project("attn.out", {f"{block}.attn_output.weight": "attn.proj"}, T, choice.gemm)
         tap(layer, "attn.proj")
         count = T * self.config.D
         self._launch.residual_add(at[x], at["attn.proj"], at["resid.mid"], count)
@@ -137,7 +138,7 @@ class Forward:
         self._launch.kv_append(cache, turned[1], at["attn.v"], rows, view, shape[1:], T)
         tap(layer, "kv.k", "kv.v")
 
-    def _attention_launch(self, layer: int, rows: Sequence[Row], choice: AttentionChoice):
+    def _attention_launch(self, layer: int, rows: Sequence[Row], choice: KernelChoice):
         args, at = self._attention, self._at
         fused = choice.route.kernel == "fused"
         args["q_TNH"] = at["attn.q" if fused else "attn.q_rope"]
@@ -168,16 +169,16 @@ class Forward:
         args["scale"] = config.H**-0.5
         return args
 
-    def _feed_forward(self, layer: int, T: int, tap):
+    def _feed_forward(self, layer: int, T: int, gemm: str, tap):
         at, block = self._at, f"blk.{layer}"
         self._norm("resid.mid", f"{block}.ffn_norm.weight", "ffn.norm", T)
         tap(layer, "ffn.norm")
         gate_up = {f"{block}.ffn_{name}.weight": f"ffn.{name}" for name in ("gate", "up")}
-        self._project("ffn.norm", gate_up, T)
+        self._project("ffn.norm", gate_up, T, gemm)
         tap(layer, "ffn.gate", "ffn.up")
         self._launch.swiglu(at["ffn.gate"], at["ffn.up"], at["ffn.act"], T * self.config.F)
         tap(layer, "ffn.act")
-        self._project("ffn.act", {f"{block}.ffn_down.weight": "ffn.down"}, T)
+        self._project("ffn.act", {f"{block}.ffn_down.weight": "ffn.down"}, T, gemm)
         tap(layer, "ffn.down")
         count = T * self.config.D
         self._launch.residual_add(at["resid.mid"], at["ffn.down"], at["resid.out"], count)
@@ -187,14 +188,18 @@ class Forward:
         at, config = self._at, self.config
         self._launch.rms_norm(at[x], at[weight], at[output], config.D, config.norm_eps, T)
 
-    def _project(self, x: str, outputs: dict[str, str], T: int):
-        """Weight names -> sites; weights of one format share a launch."""
+    def _project(self, x: str, outputs: dict[str, str], T: int, gemm: str):
+        """Weight names -> sites; on vector ALUs, weights of one format share a launch."""
         by_format: dict[str, list[Matrix]] = {}
         for name, site in outputs.items():
             tensor = self._tensors[name]
             matrix = Matrix(self._at[name], self._at[site], tensor.rows)
             by_format.setdefault(tensor.format, []).append(matrix)
         for format, matrices in by_format.items():
+            if gemm == "mfma" and T > 1:
+                for matrix in matrices:
+                    self._launch.gemm_mfma(format, self._at[x], matrix, tensor.columns, T)
+                continue
             self._launch.gemv(format, self._at[x], matrices, tensor.columns, T)
 
     def _write_ints(self, label: str, values: Sequence[int]):

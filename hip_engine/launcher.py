@@ -16,6 +16,7 @@ THREADS = 256
 GEMV_ROWS_PER_WAVE = 4
 GEMV_WAVES = 4
 GEMM_TOKENS = 4
+GEMM_MFMA_ROWS, GEMM_MFMA_TOKENS = 256, 16
 UNIT = 32
 WAVE = 64
 ARGMAX_THREADS = 1024
@@ -82,6 +83,12 @@ class Launcher:
             GEMV_WAVES * WAVE,
             *(x, *addresses, a.rows, b.rows, c.rows, columns, T),
         )
+
+    def gemm_mfma(self, format: str, x: int, matrix: Matrix, columns: int, T: int):
+        """As `gemv` on the matrix cores, f16 operands; `columns` must be a multiple of 32."""
+        grid = (math.ceil(matrix.rows / GEMM_MFMA_ROWS), math.ceil(T / GEMM_MFMA_TOKENS))
+        args = (x, matrix.weight, matrix.output, matrix.rows, columns, T)
+        self._launch(f"gemm_mfma_{format}", grid, THREADS, *args)
 
     def rope(self, q: int, k: int, table: int, positions: int, outputs: tuple[int, int], NKH, T):
         N, K, H = NKH

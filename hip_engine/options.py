@@ -22,6 +22,7 @@ class Options:
       max_context: positions of a sequence. sequences: how many at a time.
       page_slots: None for a contiguous cache. pages: of the pool; None: enough for all sequences.
       max_rows: tokens of one pass.
+      prefill_gemm: "valu", with the bits of decode, or "mfma": f16 operands on matrix cores.
       window: newest tokens that attention sees, 0 for all. softcap: of the scores, 0 for none.
     """
 
@@ -32,6 +33,7 @@ class Options:
     page_slots: int | None = None
     pages: int | None = None
     max_rows: int = 32
+    prefill_gemm: str = "valu"
     window: int = 0
     softcap: float = 0.0
 
@@ -48,6 +50,7 @@ class Options:
             (self.sequences <= self.max_rows, "max_rows", "at least the sequences"),
             (self.pages is None or self.page_slots is not None, "pages", "None without page_slots"),
             (self.pages is None or self.pages > 0, "pages", "positive"),
+            (self.prefill_gemm in ("valu", "mfma"), "prefill_gemm", "valu or mfma"),
             (self.window >= 0, "window", "0 or positive"),
             (self.softcap >= 0, "softcap", "0 or positive"),
             (np.all(np.asarray(self.kv_scale) > 0), "kv_scale", "positive"),

@@ -13,7 +13,9 @@ RESCALES = 2
 Precision = dict[str, str | int | float]
 
 
-def declared_precision(config: ModelConfig, route: Route, kind: KvType) -> dict[str, Precision]:
+def declared_precision(
+    config: ModelConfig, route: Route, kind: KvType, gemm: str = "valu"
+) -> dict[str, Precision]:
     """site -> store and accumulate dtypes, and what narrows a bound below "any order in fp32".
 
     chain: additions that a term of a sum passes. operand: what factors are rounded to before they
@@ -28,7 +30,9 @@ def declared_precision(config: ModelConfig, route: Route, kind: KvType) -> dict[
     )
     columns |= {"attn.proj": config.N * config.H, "ffn.down": config.F}
     for site, count in columns.items():
-        precision[site]["chain"] = gemv_chain(count)
+        # On matrix cores, the error of a product of 16 is no more than one rounding a term.
+        exact = {"chain": gemv_chain(count)}
+        precision[site] |= {"operand": "float16"} if gemm == "mfma" else exact
     precision["attn.out"] |= {"exp_ulp": EXP_ULP, "rescales": RESCALES}
     precision["ffn.act"]["exp_ulp"] = EXP_ULP
     if route.matmul == "mfma":

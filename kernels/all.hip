@@ -7,6 +7,7 @@
 #include "attn_merge.hip"
 #include "elementwise.hip"
 #include "gather_rows.hip"
+#include "gemm_mfma.hip"
 #include "gemv.hip"
 #include "kv_append.hip"
 #include "kv_pages.hip"

@@ -228,6 +228,23 @@ def test_attention_handed_the_slab_of_layer_0_shows_at_layer_1_and_not_before(en
     assert (np.abs(faulty[1, "attn.out"][0] - ref) > 10 * bound).any()
 
 
+def test_prefill_on_matrix_cores_is_within_the_bounds_it_declares(device, tensors):
+    engine = Engine.open(MODEL, device, max_context=CONTEXT, prefill_gemm="mfma")
+    sites = ["attn.norm", "attn.q", "attn.v", "ffn.norm", "ffn.up"]
+    steps = engine.prefill(TOKENS, Taps.of(sites, [0, 31]))
+    assert engine.attest().observed == "none/none"
+    executed = {r.symbol for r in engine.prefill_log if r.executed.get("mfma")}
+    assert executed == {"gemm_mfma_q4_k", "gemm_mfma_q6_k"}
+    for site, x, name in (("attn.q", "attn.norm", "attn_q"), ("ffn.up", "ffn.norm", "ffn_up")):
+        operand = engine.prefill_precision[site]["operand"]
+        for layer in (0, 31):
+            w = weight(tensors, f"blk.{layer}.{name}.weight")
+            for step in steps:
+                ref, bound = reference.gemv(w, step.taps[layer, x][0], operand)
+                reference.assert_within(ref, step.taps[layer, site].reshape(-1), bound)
+    engine.close()
+
+
 REFUSED = {
     "beyond_the_vocabulary": (lambda e: e.step(4096), TokenRefused, "token 4096.*0..4095"),
     "negative": (lambda e: e.step(-1), TokenRefused, "token -1"),

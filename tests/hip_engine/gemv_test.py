@@ -83,6 +83,34 @@ def test_a_token_has_the_same_bits_alone_and_in_a_batch(bench, type):
                 np.testing.assert_array_equal(batch_TF[token], one_F)
 
 
+TAILS = (1, 15, 16, 17, 31, 32, 33, 48)
+
+
+@pytest.mark.parametrize("tokens", [*TAILS, 512])
+def test_matrix_cores_agree_with_fp64_at_every_tile_tail(bench, tokens):
+    _compare_on_matrix_cores(bench, T.Q4_K, 70, 256, tokens)
+
+
+@pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)
+def test_matrix_cores_decode_every_format(bench, type):
+    columns = 768 if type in (T.Q4_K, T.Q5_K, T.Q6_K) else 96
+    _compare_on_matrix_cores(bench, type, 300, columns, 17)
+
+
+def _compare_on_matrix_cores(bench, type, rows, columns, tokens):
+    raw, w = weights(type, rows, columns)
+    x_TD = np.random.default_rng(tokens).standard_normal((tokens, columns)).astype(np.float32)
+    with bench.scope():
+        y = bench.output(4 * rows * tokens)
+        matrix = Matrix(bench.put(raw), y.address, rows)
+        bench.launch.gemm_mfma(FORMATS[type], bench.put(x_TD), matrix, columns, tokens)
+        got_TF = bench.result(y, np.float32, (tokens, rows))
+    (record,) = bench.launch.take_records()[-1:]
+    assert record.executed["mfma"] > 0
+    for x, got in zip(x_TD, got_TF, strict=True):
+        reference.assert_within(*_inserted(reference.gemv(w, x, "float16"), got))
+
+
 @pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)
 def test_gathered_rows_are_the_bits_of_the_gguf_package(bench, type):
     columns = COLUMNS[type][-1]

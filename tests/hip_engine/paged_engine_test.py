@@ -122,7 +122,11 @@ def test_the_freed_pages_of_a_closed_sequence_hold_nan_and_those_of_others_what_
 
 
 REFUSED = {
-    "pool_exhausted": (lambda e: e.prefill([1] * 60, sequence=2), OutOfPages, "3 pages needed, 2 of"),
+    "pool_exhausted": (
+        lambda e: e.prefill([1] * 60, sequence=2),
+        OutOfPages,
+        "3 pages needed, 2 of",
+    ),
     "closed_sequence": (lambda e: e.step(1, sequence=3), UnknownSequence, "no sequence 3"),
     "batch_with_one_unknown": (lambda e: e.decode({0: 1, 3: 1}), UnknownSequence, "3"),
     "too_many_sequences": (

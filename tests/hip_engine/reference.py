@@ -14,10 +14,13 @@ def gamma(n: float) -> float:
     return n * U / (1 - n * U)
 
 
-def gemv(w_FD, x_D):
-    """Any order of summation."""
+def gemv(w_FD, x_D, operands=None):
+    """Any order of summation. `operands`: as in `attention`, for both factors."""
     w, x = w_FD.astype(np.float64), x_D.astype(np.float64)
-    return w @ x, gamma(x.size) * (np.abs(w) @ np.abs(x))
+    narrow, steps = ROUNDOFF[operands], 10 if operands else 1
+    bound = (gamma(steps * x.size) + 2.01 * narrow) * (np.abs(w) @ np.abs(x))
+    # Factors below the normal range of the operands are rounded to its spacing.
+    return w @ x, bound + SPACING[operands] * (np.abs(w).sum(1) + np.abs(x).sum())
 
 
 def rms_norm(x_TD, weight_D, eps):
