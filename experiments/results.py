@@ -67,11 +67,11 @@ def _tables(alignment: Alignment) -> Iterator[RenderableType]:
     verdicts = {prompt: result.verdicts for prompt, result in alignment.results.items()}
     yield report.table_a(verdicts, "attn.out")
     yield report.table_sites(verdicts)
-    if alignment.config.kv_invariants:
-        steps = {
-            prompt: [watched.layers for watched in result.run.watched]
-            for prompt, result in alignment.results.items()
-        }
+    steps = {
+        prompt: [watched.layers for watched in result.run.watched]
+        for prompt, result in alignment.results.items()
+    }
+    if any(steps.values()):
         yield report.table_b(steps, alignment.layers)
     expected = {prompt: r.reference.expected for prompt, r in alignment.results.items()}
     yield report.table_c(alignment.routes, expected)

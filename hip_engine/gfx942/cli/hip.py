@@ -28,4 +28,5 @@ def main(options: argparse.Namespace) -> int:
     if not options.program:
         print(f"export {VARIABLE}={shlex.quote(path)}")
         return 0
-    os.execvpe(options.program[0], options.program, {**os.environ, VARIABLE: path})
+    program = options.program[1:] if options.program[0] == "--" else options.program
+    os.execvpe(program[0], program, {**os.environ, VARIABLE: path})

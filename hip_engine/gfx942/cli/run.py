@@ -16,6 +16,7 @@ for every array: --layout=PPif. --out=out.npz gets every array as the kernel lef
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import zipfile
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="workgroups at a time (default: all cores)")
     parser.add_argument("--budget", type=int, default=BUDGET, help="instructions a wave may run")
     parser.add_argument("--sanitize", default="", help="checks: memory,init,race,waitcnt")
+    parser.add_argument("--counters", action="store_true", help="count bytes, lines, conflicts")
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -62,7 +64,9 @@ def _sizes(text: str) -> tuple[int, ...]:
 def main(options: argparse.Namespace) -> int:
     if options.out and not options.out.parent.is_dir():
         raise LaunchError(f"--out={options.out}: there is no folder {options.out.parent}")
-    device = EmulatedDevice(options.threads, options.budget, options.sanitize)
+    device = EmulatedDevice(
+        options.threads, options.budget, options.sanitize, counters=options.counters
+    )
     program = Program(options.file.read_bytes(), device)
     if options.kernel is None and len(program) > 1:
         raise LaunchError(f"--kernel is needed: the file has {', '.join(program)}")
@@ -158,6 +162,12 @@ def _show(record: LaunchRecord, arrays: dict, before: dict) -> None:
     total = sum(record.executed.values())
     classes = ", ".join(f"{name} {count}" for name, count in record.executed.items() if count)
     console.print(f"{record.symbol}: {total} wave instructions ({classes})")
+    if record.memory:
+        for field in dataclasses.fields(record.memory):
+            value = getattr(record.memory, field.name)
+            if isinstance(value, dict):
+                value = "; ".join(f"{b.label} {r} read, {w} written" for b, (r, w) in value.items())
+            console.print(f"  {field.name.replace('_', ' ')}: {value}")
     table = Table()
     for name in ("array", "dtype", "shape", "changed", "first values"):
         table.add_column(name, justify="right" if name == "changed" else "left")

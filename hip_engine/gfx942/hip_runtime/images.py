@@ -14,7 +14,7 @@ def peek(address: int, nbytes: int) -> bytes:
     file = os.open("/proc/self/mem", os.O_RDONLY)
     try:
         return os.pread(file, nbytes, address)
-    except OSError:
+    except (OSError, OverflowError):
         return b""
     finally:
         os.close(file)

@@ -23,6 +23,7 @@ HOST_TO_HOST, HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE, DEFAULT = range(
 NO_COPY_KIND_DEVICE = 1024  # hipMemcpyDeviceToDeviceNoCU
 MEMORY_TYPES = {HOST: 1, DEVICE: 2, MANAGED: 3}
 PITCH_ALIGNMENT = 256
+CHUNK_BYTES = 1 << 26  # copies and fills need no more host memory than this
 
 
 @api
@@ -156,14 +157,25 @@ def copy(hip: Runtime, target: int, source: int, nbytes: int, kind: int) -> None
     to_device = kind in (HOST_TO_DEVICE, *device) or hip.find(target)
     if to_device:
         hip.require(target, nbytes)
-    if kind in (DEVICE_TO_HOST, *device) or hip.find(source):
-        data = hip.read(source, nbytes)
-    else:
-        data = ctypes.string_at(source, nbytes)
-    if to_device:
-        hip.write(target, data)
-    else:
-        ctypes.memmove(target, data, nbytes)
+    from_device = kind in (DEVICE_TO_HOST, *device) or hip.find(source)
+    if from_device:
+        hip.require(source, nbytes)
+    for begin in _chunks(target, source, nbytes):
+        length = min(CHUNK_BYTES, nbytes - begin)
+        if from_device:
+            data = hip.read(source + begin, length)
+        else:
+            data = ctypes.string_at(source + begin, length)
+        if to_device:
+            hip.write(target + begin, data)
+        else:
+            ctypes.memmove(target + begin, data, length)
+
+
+def _chunks(target: int, source: int, nbytes: int) -> range:
+    """Offsets of the pieces of a copy, from the end where the ranges overlap that way."""
+    pieces = range(0, nbytes, CHUNK_BYTES)
+    return pieces[::-1] if source < target < source + nbytes else pieces
 
 
 @api
@@ -235,7 +247,10 @@ def fill(hip: Runtime, target: int, value: int, element_bytes: int, count: int) 
     if count:
         element = (value & ((1 << 8 * element_bytes) - 1)).to_bytes(element_bytes, "little")
         hip.require(target, element_bytes * count)
-        hip.write(target, element * count)
+        whole = CHUNK_BYTES // element_bytes
+        for begin in range(0, count, whole):
+            some = element * min(whole, count - begin)
+            hip.write(target + begin * element_bytes, some)
 
 
 def _fill_2d(hip: Runtime, target: int, pitch: int, value: int, width: int, height: int) -> None:

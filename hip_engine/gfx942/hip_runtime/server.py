@@ -8,6 +8,7 @@ import traceback
 from hip_engine.errors import (
     CodeObjectError,
     CompilerMissing,
+    DeviceFault,
     LaunchError,
     OutOfDeviceMemory,
     UnsupportedInstruction,
@@ -63,6 +64,9 @@ def serve(name: bytes, arguments) -> int:
             return function(runtime(), *arguments[:arity]) or 0
         except HipFailure as error:
             return _fail(call, error.code, error.reason)
+        except DeviceFault as error:  # a sanitizer's finding where the host reads
+            runtime().record_fault(error)
+            return _fail(call, runtime().fault.code, str(error))
         except tuple(kind for kind, _ in CODE_OF) as error:
             code = next(BY_NAME[name] for kind, name in CODE_OF if isinstance(error, kind))
             return _fail(call, code, str(error))

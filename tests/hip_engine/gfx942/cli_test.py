@@ -256,6 +256,14 @@ def test_run_finds_faults_with_a_sanitizer_and_exits_1(code, capsys, in_file):
     assert "store_at" in err and "0x3" in err
 
 
+def test_run_counts_what_memory_instructions_did(bare, capsys, in_file):
+    given = in_file([{"dtype": "int32", "zeros": [64]}, 1], "args.json")
+    exit_code, out, _ = command(
+        capsys, "run", in_file(bare), "--layout=Pi", f"--args={given}", "--counters"
+    )
+    assert exit_code == 0 and "argument 0 0 read, 256 written" in " ".join(out.split())
+
+
 BAD_RUNS = {
     "no_file": (["run", "/nonexistent"], None, "No such file"),
     "no_kernel": (["run", "CODE", "--kernel=absent"], None, "it has: saxpy, store_at"),

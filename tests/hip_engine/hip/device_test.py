@@ -7,7 +7,7 @@ import pytest
 
 from hip_engine.engine import Engine
 from hip_engine.errors import DeviceUnavailable, LaunchError
-from hip_engine.gfx942.hip_runtime import build, server  # noqa: F401  (server registers handlers)
+from hip_engine.gfx942.hip_runtime import build, memory_calls, server  # noqa: F401  (handlers)
 from hip_engine.gfx942.hip_runtime.runtime import HANDLERS
 from hip_engine.taps import SITES, Taps
 
@@ -48,6 +48,22 @@ def test_bytes_come_back_and_neighbours_stay(mi300x):
     mi300x.free(buffer)
     with pytest.raises(LaunchError, match="not an allocation"):
         mi300x.free(buffer)
+
+
+def test_large_copies_and_fills_go_in_pieces(mi300x, monkeypatch):
+    monkeypatch.setattr(memory_calls, "CHUNK_BYTES", 64)
+    numbers = np.arange(1000, dtype=np.int32)
+    buffer = mi300x.allocate(4000, "numbers")
+    mi300x.write(buffer, numbers)
+    for target, source in ((4, 0), (0, 400)):
+        copy = (buffer.address + target, buffer.address + source, 3600, 3)
+        mi300x.hip.call("hipMemcpy", *copy)
+        moved = numbers.copy()
+        moved[target // 4 :][:900] = numbers[source // 4 :][:900]
+        numbers = moved
+        np.testing.assert_array_equal(mi300x.read(buffer, np.int32, 1000), numbers)
+    mi300x.fill(buffer, 0x11)
+    assert set(mi300x.read(buffer, np.uint8, 4000)) == {0x11}
 
 
 def test_a_kernel_gives_the_bits_of_the_emulated_device(mi300x, device, kernels):

@@ -1,5 +1,7 @@
 """Every code of the runtime is a typed error that names the call; those that can be provoked."""
 
+import ctypes
+import random
 import re
 
 import numpy as np
@@ -124,6 +126,23 @@ def test_what_goes_wrong_in_the_runtime_arrives_as_its_type(case, mi300x, kernel
     with pytest.raises(family, match=f"hipError{name} ") as raised:
         provoke(mi300x, kernels)
     assert type(raised.value) is errors.type_of(errors.BY_NAME[name])
+
+
+def test_mutated_images_are_loaded_or_refused_with_a_code(mi300x, kernels):
+    seen = set()
+    for seed in range(120):
+        rng = random.Random(seed)
+        image = bytearray(kernels)
+        for _ in range(rng.randint(1, 6)):
+            image[rng.randrange(rng.choice((64, 600, len(image))))] = rng.randrange(256)
+        module = ctypes.c_void_p()
+        given = bytes(image[: rng.randrange(len(image)) if seed % 5 == 0 else None])
+        status = mi300x.hip.status("hipModuleLoadData", ctypes.byref(module), given)
+        seen.add(errors.name_of(status))
+        if status == errors.SUCCESS:
+            mi300x.hip.call("hipModuleUnload", module)
+    assert {"hipSuccess", "hipErrorInvalidImage"} <= seen
+    assert seen <= {"hipSuccess", "hipErrorInvalidImage", "hipErrorNoBinaryForGpu"}
 
 
 def test_a_grid_of_zero_is_refused_before_the_runtime_sees_it(mi300x, kernels):

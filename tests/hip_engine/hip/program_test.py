@@ -124,6 +124,35 @@ def test_a_program_can_run_under_a_sanitizer(run_program):
     assert done.returncode == 3 and "uninitialised" in done.stdout
 
 
+def test_threads_of_a_program_use_the_runtime_at_once(run_program):
+    done = run_program("""
+    #include <pthread.h>
+    GLOBAL count(int* x) { x[tid()] += 1; }
+    int* numbers;
+    void* work(void*) {
+      hipStream_t stream;
+      CHECK(hipStreamCreate(&stream));
+      for (int i = 0; i < 25; i++) count<<<dim3(1), dim3(64), 0, stream>>>(numbers);
+      return 0;
+    }
+    int main() {
+      pthread_t threads[4];
+      CHECK(hipMallocManaged((void**)&numbers, 256, 1));
+      for (int i = 0; i < 4; i++) pthread_create(&threads[i], 0, work, 0);
+      for (int i = 0; i < 4; i++) pthread_join(threads[i], 0);
+      CHECK(hipDeviceSynchronize());
+      printf("%d %d\\n", numbers[0], numbers[63]);
+    }
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "100 100\n", "")
+
+
+def test_a_program_that_is_not_there_is_one_line():
+    command = [sys.executable, "-m", "hip_engine.gfx942", "hip", "/nonexistent"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("gfx942: ")
+
+
 def test_a_program_that_uses_no_gpu_never_starts_python(run_program):
     broken = {**os.environ, "GFX942_LIBPYTHON": "/nonexistent"}
     done = run_program('GLOBAL k() {} int main() { puts("done"); }', variables=broken)
