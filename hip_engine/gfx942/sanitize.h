@@ -1,6 +1,10 @@
 // The sanitizers: definedness, races and missing waits, observed instruction by instruction from
 // the effects recorded at translation (effects.py). The first finding ends the launch as a fault.
 
+#pragma once
+
+#include "wave.h"
+
 enum { CHECK_MEMORY = 1, CHECK_INIT = 2, CHECK_RACE = 4, CHECK_WAITCNT = 8 };
 enum { VMEM_OP = 1, SMEM_OP = 2, LDS_OP = 4, FLAT_OP = 8, WAIT_OP = 16 };
 enum {  // effects.ROLES

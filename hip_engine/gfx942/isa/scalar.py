@@ -1,9 +1,7 @@
 """SOP1, SOP2, SOPC, SOPK and SOPP without control flow: scalar ALU on SGPRs and SCC."""
 
-import re
-
 from hip_engine.gfx942 import layout
-from hip_engine.gfx942.disassembly import Instruction, parse_operand
+from hip_engine.gfx942.disassembly import Instruction
 from hip_engine.gfx942.emit import Value, width
 from hip_engine.gfx942.isa.table import define, opcode
 from hip_engine.gfx942.wave import EXEC, Wave
@@ -394,85 +392,6 @@ define(
 )
 
 
-# SOPC and SOPK.
-
-CONDITIONS = {"eq": "eq", "lg": "ne", "gt": "gt", "ge": "ge", "lt": "lt", "le": "le"}
-
-
-def _compare(predicate: str, ty: str):
-    def emit(w: Wave, inst: Instruction) -> None:
-        x, y = (w.scalar(o, ty) for o in inst.operands)
-        w.set_scc(w.icmp(predicate, x, y))
-
-    return emit
-
-
-def _compare_immediate(predicate: str, signed: bool):
-    def emit(w: Wave, inst: Instruction) -> None:
-        value = int(inst.operands[1].value) & 0xFFFF
-        value = value - 0x10000 if signed and value & 0x8000 else value
-        w.set_scc(w.icmp(predicate, w.sgpr(inst.operands[0].index), w.const("i32", value)))
-
-    return emit
-
-
-for _name, _predicate in CONDITIONS.items():
-    for _sign in "iu":
-        _full = (
-            _predicate if _predicate in ("eq", "ne") else {"i": "s", "u": "u"}[_sign] + _predicate
-        )
-        opcode(f"s_cmp_{_name}_{_sign}32")(_compare(_full, "i32"))
-        opcode(f"s_cmpk_{_name}_{_sign}32")(_compare_immediate(_full, _sign == "i"))
-opcode("s_cmp_eq_u64")(_compare("eq", "i64"))
-opcode("s_cmp_lg_u64")(_compare("ne", "i64"))
-
-
-def _bit_compare(ty: str, wanted: int):
-    def emit(w: Wave, inst: Instruction) -> None:
-        n = w.op("and", w.scalar(inst.operands[1]), w.const("i32", width(ty) - 1))
-        n = w.cast("zext", n, ty) if ty == "i64" else n
-        bit = w.cast("trunc", w.op("lshr", w.scalar(inst.operands[0], ty), n), "i1")
-        w.set_scc(bit if wanted else w.invert(bit))
-
-    return emit
-
-
-for _bits in (32, 64):
-    for _wanted in (0, 1):
-        opcode(f"s_bitcmp{_wanted}_b{_bits}")(_bit_compare(f"i{_bits}", _wanted))
-
-
-def _immediate(inst: Instruction) -> int:
-    value = int(inst.operands[1].value) & 0xFFFF
-    return value - 0x10000 if value & 0x8000 else value
-
-
-@opcode("s_movk_i32")
-def _movk(w: Wave, inst: Instruction) -> None:
-    w.set_sgpr(inst.operands[0].index, w.const("i32", _immediate(inst)))
-
-
-@opcode("s_cmovk_i32")
-def _cmovk(w: Wave, inst: Instruction) -> None:
-    old = w.sgpr(inst.operands[0].index)
-    w.set_sgpr(inst.operands[0].index, w.select(w.scc, w.const("i32", _immediate(inst)), old))
-
-
-@opcode("s_addk_i32")
-def _addk(w: Wave, inst: Instruction) -> None:
-    x, y = w.sgpr(inst.operands[0].index), w.const("i32", _immediate(inst))
-    value = w.op("add", x, y)
-    bit = overflow("add")(w, x, y, value)
-    w.set_sgpr(inst.operands[0].index, value)
-    w.set_scc(bit)
-
-
-@opcode("s_mulk_i32")
-def _mulk(w: Wave, inst: Instruction) -> None:
-    x = w.sgpr(inst.operands[0].index)
-    w.set_sgpr(inst.operands[0].index, w.op("mul", x, w.const("i32", _immediate(inst))))
-
-
 # Less common SOP1.
 
 
@@ -511,57 +430,3 @@ def _clock(w: Wave, inst: Instruction) -> None:
     """Clocks count the instructions this wave has executed: the same in every run."""
     left = w.load("i64", w.pointer("%w", layout.BUDGET), 8)
     w.set_sgpr(inst.operands[0].index, w.op("sub", w.const("i64", 1 << 40), left))
-
-
-# Hardware registers. Of MODE, rounding (bits 3:0) and denormals (7:4) can be changed.
-
-CONSTANT_REGISTERS = ("HW_REG_HW_ID", "HW_REG_XCC_ID", "HW_REG_STATUS", "HW_REG_TRAPSTS")
-
-
-def _hardware_register(w: Wave, inst: Instruction) -> tuple[str, int, int, list[str]]:
-    """(name, offset, size, the other operands' text) of s_getreg and s_setreg."""
-    text = inst.modifiers["text"]
-    match = re.search(r"hwreg\((\w+)(?:,\s*(\d+),\s*(\d+))?\)", text)
-    if not match:
-        raise w.unsupported(f"hardware register in {text}")
-    rest = [p.strip() for p in text.replace(match[0], "").split(",")]
-    return match[1], int(match[2] or 0), int(match[3] or 32), [p for p in rest if p]
-
-
-@opcode("s_getreg_b32")
-def _getreg(w: Wave, inst: Instruction) -> None:
-    """Bits of MODE; the registers that say where a wave runs read 0."""
-    name, offset, size, (dst,) = _hardware_register(w, inst)
-    if name == "HW_REG_MODE":
-        value = w.load("i32", w.pointer("%w", layout.MODE), 4)
-    elif name in CONSTANT_REGISTERS:
-        value = w.const("i32", 0)
-    else:
-        raise w.unsupported(f"hardware register {name}")
-    value = w.op("lshr", value, w.const("i32", offset))
-    value = w.op("and", value, w.const("i32", (1 << size) - 1))
-    w.set_sgpr(parse_operand(dst).index, value)
-
-
-@opcode("s_setreg_b32", "s_setreg_imm32_b32")
-def _setreg(w: Wave, inst: Instruction) -> None:
-    """Replace bits of MODE; the runtime sets the host's rounding to match."""
-    name, offset, size, (source,) = _hardware_register(w, inst)
-    if name != "HW_REG_MODE" or offset + size > 8:
-        raise w.unsupported(f"writing bits {offset} to {offset + size - 1} of {name}")
-    mask = ((1 << size) - 1) << offset
-    pointer = w.pointer("%w", layout.MODE)
-    kept = w.op("and", w.load("i32", pointer, 4), w.const("i32", ~mask))
-    new = w.op("shl", w.scalar(parse_operand(source)), w.const("i32", offset))
-    w.store(w.op("or", kept, w.op("and", new, w.const("i32", mask))), pointer, 4)
-    w.runtime("set_rounding")
-
-
-@opcode(
-    "s_nop", "s_waitcnt", "s_sleep", "s_setprio", "s_sethalt", "s_inst_prefetch", "s_icache_inv"
-)
-@opcode("s_dcache_wb", "s_dcache_inv", "s_ttracedata", "s_incperflevel", "s_decperflevel")
-@opcode("buffer_wbl2", "buffer_inv", "s_code_end", "s_dcache_inv_vol", "s_dcache_wb_vol")
-@opcode("buffer_wbinvl1", "buffer_wbinvl1_vol", "s_sendmsg", "s_wakeup", "ds_nop")
-def _no_effect(w: Wave, inst: Instruction) -> None:
-    """Timing, priority and cache control: no architectural effect in a coherent memory."""
