@@ -66,6 +66,12 @@ class Alignment:
         for prompt, result in self.results.items():
             reasons = _reasons(result, self.config, self.facts["route_resolved"])
             found += [(code, f"{prompt}: {text}") for code, text in reasons]
+        if not self.results and not found:
+            found.append((EXIT_INCONCLUSIVE, "no prompt was run"))
+        doubtful = [r for r in self.routes if r.status not in ("ok", "not possible")]
+        if doubtful:
+            names = ", ".join(sorted({f"{r.route} ({r.status})" for r in doubtful}))
+            found.append((EXIT_INCONCLUSIVE, f"route matrix: {names}; --route judges one of them"))
         return found
 
     @property

@@ -1,0 +1,124 @@
+"""What a run means as an exit code, and the assertions that decide."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from experiments import flags
+from experiments.align import compare, verdict
+from experiments.align.report import RouteResult
+from experiments.alignment import Alignment, PromptResult, assert_within_floors
+from tests.experiments import toy
+from tests.experiments.toy import SITE
+
+
+def verdicts_of(got, ref=None):
+    ref = toy.oracle() if ref is None else ref
+    sites = ("embed", SITE)
+    return list(compare.judge_all(ref, got, toy.ARITHMETIC, toy.DECLARED, range(toy.LAYERS), sites))
+
+
+def result_of(got, complaints=(), observed="manual/valu", flips=()):
+    top1 = np.arange(toy.T)
+    reference = SimpleNamespace(complaints=complaints, top1_T=top1, prompt_tokens=2)
+    attestation = SimpleNamespace(observed=observed, attention_mfma=0)
+    flipped = tuple(-1 if t in flips else int(t) for t in top1)
+    step = SimpleNamespace(layers=[], stray=[])
+    run = SimpleNamespace(watched=[step], top1_T=flipped, attestation=attestation)
+    verdicts = verdicts_of(got)
+    try:
+        assert_within_floors(verdicts, got, toy.DECLARED.dims)
+    except AssertionError as error:
+        return PromptResult(reference, run, verdicts, str(error))
+    return PromptResult(reference, run, verdicts, "")
+
+
+def alignment_of(result, routes=(), **faults):
+    values = flags.define()
+    values(["b3_20.py"])
+    config = flags.effective(values, {}, "artifacts")
+    facts = {"route_resolved": "manual/valu"}
+    run = Alignment(config, facts, (0, 1), toy.DECLARED.dims, None, **faults)
+    run.results["toy"] = result
+    run.routes.extend(routes)
+    return run
+
+
+def doubled_in_layer_1(layer, y_TD):
+    return y_TD * 2 if layer == 1 else y_TD
+
+
+def test_an_honest_engine_passes():
+    assert alignment_of(result_of(toy.engine())).exit_code == flags.EXIT_PASS
+
+
+def test_an_error_above_its_floor_fails_through_the_assertion():
+    alignment = alignment_of(result_of(toy.engine(doubled_in_layer_1)))
+    assert alignment.exit_code == flags.EXIT_FAIL
+    assert "ffn.norm of layer 1, position 0: Assertion assert_trees" in alignment.reasons()[0][1]
+
+
+def test_the_assertion_itself_decides():
+    result = replace(result_of(toy.engine(doubled_in_layer_1)), assertion="")
+    assert alignment_of(result).exit_code == flags.EXIT_PASS
+
+
+def test_assertion_and_verdict_never_disagree():
+    for factor in (0.5, 0.999, 1.001, 2.0):
+        [found] = verdicts_of(toy.engine())[1:2]
+        scaled = tuple(ratio / ratio.max() * factor for ratio in found.ratios)
+        got = toy.engine()
+        if factor <= 1:
+            assert_within_floors([replace(found, ratios=scaled)], got, toy.DECLARED.dims)
+        else:
+            with pytest.raises(AssertionError, match="ffn.norm of layer 0, position 0"):
+                assert_within_floors([replace(found, ratios=scaled)], got, toy.DECLARED.dims)
+
+
+def test_an_oracle_that_fails_its_own_check_outranks_everything():
+    result = result_of(toy.engine(doubled_in_layer_1), complaints=("weights sum to 0.9",))
+    assert alignment_of(result).exit_code == flags.EXIT_ORACLE
+
+
+@pytest.mark.parametrize(
+    "result, why",
+    [
+        (dict(observed="fused/valu"), "not attested"),
+        (dict(flips=(3,)), "top-1 differs at position 3"),
+    ],
+)
+def test_doubt_is_neither_a_pass_nor_a_failure(result, why):
+    alignment = alignment_of(result_of(toy.engine(), **result))
+    assert alignment.exit_code == flags.EXIT_INCONCLUSIVE
+    assert why in alignment.reasons()[0][1]
+
+
+def test_another_route_with_other_tokens_is_doubt():
+    differs = RouteResult("fused/mfma", "toy", "fused/mfma", 1, 2, "token differs")
+    impossible = RouteResult("manual/mfma", status="not possible")
+    alignment = alignment_of(result_of(toy.engine()), [impossible])
+    assert alignment.exit_code == flags.EXIT_PASS
+    alignment = alignment_of(result_of(toy.engine()), [impossible, differs])
+    assert alignment.exit_code == flags.EXIT_INCONCLUSIVE
+    assert "fused/mfma (token differs)" in alignment.reasons()[0][1]
+
+
+def test_a_device_fault_fails():
+    alignment = alignment_of(result_of(toy.engine()), device_faults=["rope: lane 3"])
+    assert alignment.exit_code == flags.EXIT_FAIL
+
+
+def test_a_run_without_results_is_not_a_pass():
+    alignment = alignment_of(result_of(toy.engine()))
+    alignment.results.clear()
+    assert alignment.exit_code == flags.EXIT_INCONCLUSIVE
+
+
+def test_nothing_judged_is_not_a_pass():
+    result = replace(result_of(toy.engine()), verdicts=[])
+    assert alignment_of(result).exit_code == flags.EXIT_INCONCLUSIVE
+    fused = verdict.Judgement(toy.RUN.key(0, 0, SITE), verdict.Status.FUSED, "")
+    only_fused = [compare.SiteVerdict(0, SITE, (fused,))]
+    assert alignment_of(replace(result, verdicts=only_fused)).exit_code == flags.EXIT_INCONCLUSIVE
