@@ -17,7 +17,7 @@ COMMANDS = {
     "run": ("hip_engine.gfx942.cli.run", "run a kernel on arrays"),
     "hip": ("hip_engine.gfx942.cli.hip", "run a compiled HIP program on this CPU"),
     "isa": ("hip_engine.gfx942.cli.isa", "which instructions are implemented and tested"),
-    "bench": ("hip_engine.gfx942.bench", "how fast this CPU runs gfx942 code, beside torch"),
+    "bench": ("hip_engine.gfx942.cli.bench", "how fast this CPU runs gfx942 code, beside torch"),
 }
 EXIT_FAULT, EXIT_USAGE = 1, 2
 EPILOG = """\
