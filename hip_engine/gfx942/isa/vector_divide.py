@@ -9,13 +9,16 @@ from hip_engine.gfx942.isa.vector_float import (
     add_to_odd,
     biased_exponent,
     bits_of,
+    fadd,
     fma,
     fmul,
+    fsub,
     is_subnormal,
     ldexp,
     narrow,
     power_of_two,
     rcp,
+    zero_bits,
 )
 from hip_engine.gfx942.wave import VCC, Wave
 
@@ -70,17 +73,36 @@ def _div_fmas(ty: str):
         large = w.icmp("ugt", biased_exponent(w, z), w.const(V(f"i{width(ty)}"), bias))
         n = w.select(large, w.const(V("i32"), step), w.const(V("i32"), -step))
         vcc = w.cast("bitcast", w.sgpr(VCC, 64), V("i1"))
-        rescaled = _scaled_fma(w, x, y, z, n) if ty == "float" else ldexp(w, value, n)
+        rescale = _scaled_fma_f32 if ty == "float" else _scaled_fma_f64
+        rescaled = rescale(w, x, y, z, n)
         result(w, inst, scaled(w, inst, w.select(vcc, rescaled, value)), 3)
 
     return emit
 
 
-def _scaled_fma(w: Wave, x: Value, y: Value, z: Value, n: Value) -> Value:
+def _scaled_fma_f32(w: Wave, x: Value, y: Value, z: Value, n: Value) -> Value:
     """(x*y + z) * 2^n in f32 with one rounding, so that subnormal quotients are right too."""
     x, y, z = (w.cast("fpext", v, V("double")) for v in (x, y, z))
     total = add_to_odd(w, fmul(w, x, y), z)
     return narrow(w, fmul(w, total, power_of_two(w, n)), V("float"))
+
+
+def _scaled_fma_f64(w: Wave, x: Value, y: Value, z: Value, n: Value) -> Value:
+    """The same in f64. Two roundings differ from one only where the first lands on a midpoint of
+    the second: there the error of the first decides. It is exact because the addend of a division
+    step is the quotient but for a last correction (Sterbenz).
+    """
+    first = fma(w, x, y, z)
+    second = ldexp(w, first, n)
+    error = fma(w, x, y, fsub(w, z, first))
+    rest = fsub(w, first, ldexp(w, second, w.op("sub", w.const(n.ty, 0), n)))
+    least = 2.0**-1074
+    half = w.const(rest.ty, 2.0 ** (SCALE["double"][0] - 1075))
+    midpoint = w.fcmp("oeq", w.intrinsic("fabs", rest), half)
+    same_side = w.icmp("sge", w.op("xor", bits_of(w, error), bits_of(w, rest)), zero_bits(w, rest))
+    beyond = w.op("and", same_side, w.fcmp("one", error, w.const(rest.ty, 0.0)))
+    step = w.intrinsic("copysign", w.const(rest.ty, least), rest)
+    return w.select(w.op("and", midpoint, beyond), fadd(w, second, step), second)
 
 
 def div_fixup(w: Wave, quotient: Value, den: Value, num: Value) -> Value:
