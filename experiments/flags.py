@@ -22,6 +22,9 @@ DEFAULT_MODEL = ROOT / "models" / "greta-tiny-32l" / "greta-tiny-32l-Q4_K_M.gguf
 
 EXIT_PASS, EXIT_FAIL, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_ORACLE = range(5)
 
+UNREPEATED = ("out_dir", "debug", "output_format", "quiet", "figures")
+"""Flags that change what is shown, not what is found."""
+
 # Variables of GRETA's own scripts, and the flag whose default each one is.
 GRETA_VARIABLES = {
     "GRETA_TRACE_ATTN_DECODE_VERIFY": "attn_verify",
@@ -60,10 +63,10 @@ _FLAGS = (
 )
 
 
-def define() -> flags.FlagValues:
-    """A fresh set of the shared flags; nothing is kept between two calls of one process."""
+def define(more: tuple = ()) -> flags.FlagValues:
+    """A fresh set of the shared flags and an experiment's own; nothing outlives a call."""
     values = flags.FlagValues()
-    for definer, *arguments in _FLAGS:
+    for definer, *arguments in (*_FLAGS, *more):
         definer(*arguments, flag_values=values)
     return values
 
@@ -213,14 +216,17 @@ def configure_jax() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def run(main: Callable[[Config], int], doc: str, argv: list[str] | None = None) -> int:
-    """Parses flags and calls `main`; returns the exit code.
+def run(main: Callable[..., int], doc: str, argv: list[str] | None = None, more: tuple = ()) -> int:
+    """Parses flags and calls `main` with the configuration; returns the exit code.
+
+    An experiment with flags of its own passes their definitions as `more`, (definer, name, default,
+    ...) each, and `main` gets the flag values too.
 
     An error that a side or the judge raises on purpose becomes one line and exit 2, a kernel that
     faults while it runs one line and exit 1; --debug shows the traceback too.
     """
     argv = list(sys.argv if argv is None else argv)
-    values = define()
+    values = define(more)
     if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
         print(f"{doc.strip()}\n\nFlags:\n{values.module_help(sys.modules[__name__])}")
         return EXIT_PASS
@@ -229,7 +235,8 @@ def run(main: Callable[[Config], int], doc: str, argv: list[str] | None = None) 
         rest = values(argv)[1:]
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}: flags look like --prompt=p4_sys")
-        return main(effective(values, dict(os.environ), _dated_out_dir()))
+        config = effective(values, dict(os.environ), _dated_out_dir())
+        return main(config, values) if more else main(config)
     except (UsageError, flags.Error, AlignError, OracleError, EngineError) as error:
         if debug:
             traceback.print_exc()

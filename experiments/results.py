@@ -9,13 +9,16 @@ from rich.console import Console, RenderableType
 from experiments.align import attn_verify, divergence, records, report, sites, verdict
 from experiments.align.verdict import Judgement
 from experiments.alignment import Alignment, PromptResult
-from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS
+from experiments.flags import (
+    EXIT_FAIL,
+    EXIT_INCONCLUSIVE,
+    EXIT_ORACLE,
+    EXIT_PASS,
+    UNREPEATED,
+)
 from experiments.progress import Clock
 from experiments.report import alignment_page, export, html, maps, run_file
 from experiments.under_test import kv_slots
-
-UNREPEATED = ("out_dir", "debug", "output_format", "quiet", "figures")
-"""Flags that change what is shown, not what is found."""
 
 VERDICTS = {
     EXIT_PASS: "PASS",

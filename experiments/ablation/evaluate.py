@@ -86,7 +86,7 @@ def costs(
         if with_sites:
             ref, *rest = (_live(site, value, len(token_ids)) for value in values)
             for errors, got in zip(found, rest, strict=True):
-                errors[layer, site] = _site_error(ref, got)
+                errors[layer, site] = site_error(ref, got)
 
     compare(MODEL_LAYER, "embed", [lane.run.x_TD for lane in lanes])
     layers = oracle.config.layers
@@ -95,7 +95,7 @@ def costs(
         progress(layer + 1, layers)
     logits = [lane.oracle.finish(lane.run) for lane in lanes]
     compare(MODEL_LAYER, "logits", logits)
-    return [_cost(errors, logits[0], got) for errors, got in zip(found, logits[1:], strict=True)]
+    return [cost_of(errors, logits[0], got) for errors, got in zip(found, logits[1:], strict=True)]
 
 
 def _run_layer(lanes: Sequence[_Lane], layer: int, compare: Callable) -> None:
@@ -124,7 +124,8 @@ def _live(site: str, value, tokens: int) -> np.ndarray:
     return rows[:, :, :tokens] if site in ("attn.scores", "attn.probs") else rows
 
 
-def _site_error(ref: np.ndarray, got: np.ndarray) -> SiteError:
+def site_error(ref: np.ndarray, got: np.ndarray) -> SiteError:
+    """Not finite where `got` is not."""
     error = difference(got, ref)
     largest = np.abs(error).max() if np.isfinite(error).all() else np.inf
     whole = rms(error) if np.isfinite(largest) else np.inf
@@ -144,7 +145,8 @@ def kl_nats(ref_TV: np.ndarray, got_TV: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(found_T), np.maximum(found_T, 0.0), np.inf)
 
 
-def _cost(errors: dict, ref_TV: np.ndarray, got_TV: np.ndarray) -> Cost:
+def cost_of(errors: dict, ref_TV: np.ndarray, got_TV: np.ndarray) -> Cost:
+    """Errors of every site, and what they did to the next token."""
     ref_top, got_top = ref_TV.argmax(axis=1), got_TV.argmax(axis=1)
     flips = tuple(int(t) for t in np.flatnonzero(ref_top != got_top))
     first_two = np.sort(ref_TV[list(flips)], axis=1)[:, -2:]

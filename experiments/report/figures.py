@@ -227,3 +227,53 @@ def grid(
         },
         layer=[cells, words] if labelled else [cells],
     )
+
+
+def dots(values: Sequence[Mapping], y: str, x: str, title: str, rule: float | None) -> dict:
+    """One dot a row on a log scale; zeros cannot be drawn. `rule`: a level to draw across."""
+    order = [value[y] for value in values]
+    drawn = [value for value in values if 0 < value[x] < math.inf]
+    scale = {"type": "log"}
+    axis = {"field": x, "type": "quantitative", "scale": scale, "title": title, "axis": _POWERS}
+    tooltip = [{"field": y, "type": "nominal"}, {"field": x, "format": ".3g"}]
+    marks = {"type": "point", "filled": True, "size": 70, "color": colour("propagated")}
+    layers: list[dict] = [
+        {
+            "mark": marks,
+            "encoding": {"y": _axis(y, order, "", most=len(order)), "x": axis, "tooltip": tooltip},
+        }
+    ]
+    if rule:
+        mark = {"type": "rule", "strokeDash": [5, 4], "color": colour("bad")}
+        layers.append({"mark": mark, "encoding": {"x": {"datum": rule}}})
+    return _figure(height=18 * max(1, len(order)), data={"values": drawn}, layer=layers)
+
+
+def shades(
+    values: Sequence[Mapping],
+    x: tuple[str, Sequence],
+    y: tuple[str, Sequence],
+    field: str,
+    title: str,
+) -> dict:
+    """A map of sizes by decade, for errors that no floor judges."""
+    (x_field, x_order), (y_field, y_order) = x, y
+    decades = [1e-12, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1]
+    colours = [colour(f"band-{i}") for i in range(len(decades) + 1)]
+    scale = {"type": "threshold", "domain": decades, "range": colours}
+    shade = {"field": field, "type": "quantitative", "scale": scale}
+    shade["legend"] = {"title": title, "direction": "horizontal", "format": "~e"}
+    tooltip = [{"field": n, "type": "nominal"} for n in (x_field, y_field)]
+    tooltip.append({"field": field, "format": ".3g"})
+    angle = -50 if any(len(str(name)) > 4 for name in x_order) else 0
+    return _figure(
+        height=15 * max(1, len(y_order)),
+        data={"values": list(values)},
+        mark={"type": "rect", "stroke": colour("paper")},
+        encoding={
+            "x": _axis(x_field, x_order, "", angle),
+            "y": _axis(y_field, y_order, y_field),
+            "color": shade,
+            "tooltip": tooltip,
+        },
+    )
