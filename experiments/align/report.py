@@ -16,7 +16,7 @@ STYLES = {
     "exact": "green",
     "within_floor": "green",
     "ok": "green",
-    "not built": "dim",
+    "not possible": "dim",
     "fused": "dim",
     "missing": "yellow",
     "vacuous": "yellow",

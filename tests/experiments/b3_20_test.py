@@ -149,6 +149,20 @@ def test_layer_zeros_kv_base_is_found_on_every_route(route, tmp_path):
     assert (first["layer"], first["site"], first["clean_layers"]) == (1, "attn.out", [0])
 
 
+def test_a_kernel_that_faults_is_a_failure_that_names_it(tmp_path, monkeypatch):
+    """GRETA's R6: the KV append launched for query heads. Here it reads beyond k and is stopped."""
+    r6 = faults.Fault(
+        *("kv_append_for_query_heads", "R6", faults.HOST, "hip_engine.forward"),
+        old='at["attn.v"], rows, view, shape[1:], T)',
+        new='at["attn.v"], rows, view, (shape[0], shape[2]), T)',
+        found_at=(0, "kv.k"),
+    )
+    monkeypatch.setitem(faults.FAULTS, r6.name, r6)
+    found = run(tmp_path, "--prompt=p0_short", "--layers=0", f"--inject_fault={r6.name}")
+    assert found.code == flags.EXIT_FAIL
+    assert "device fault: p0_short: kv_append_f16" in found.text
+
+
 OTHER_FAULTS = sorted(set(faults.FAULTS) - {"kv_base_of_layer_0"})
 
 
