@@ -1,5 +1,6 @@
 """Prefill and decode of a Llama on a device: every operation a kernel, every site readable."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from hip_engine.options import Options
 from hip_engine.precision import declared_precision
 from hip_engine.routes import Attestation, Route, attention_symbol, observe, resolve
 from hip_engine.spot_check import check_weights_on_device
-from hip_engine.taps import NO_LAYER, NO_TAPS, Step, Taps, sites_of
+from hip_engine.taps import NO_LAYER, NO_TAPS, Generation, Step, Taps, sites_of
 from hip_engine.weights import ModelFile, open_model
 
 
@@ -189,6 +190,32 @@ class Engine:
         self._reserve(dict.fromkeys(tokens, 1))
         rows = [Row(s, token, self._cache.pool.length(s)) for s, token in tokens.items()]
         return dict(zip(tokens, self._pass(rows, taps), strict=True))
+
+    def generate(self, token_id: int, count: int, sequence: int = 0) -> Generation:
+        """Feeds `token_id`, then `count` - 1 times the token just chosen, without the host.
+
+        One pass is recorded and replayed: tokens and positions stay on the device, the chosen
+        tokens are read once at the end. The same tokens as `step` in a loop.
+
+        Raises:
+          ContextOverflow, OutOfPages, TokenRefused: nothing was changed.
+        """
+        self._check([token_id], None)
+        self._reserve({sequence: count})
+        self._launcher.take_records()
+        begin = time.perf_counter()
+        first = self._cache.pool.length(sequence)
+        row = Row(sequence, token_id, first)
+        launches = self._forward.record([row], self._choice, first + count)
+        self._forward.write_rows([row])
+        for _ in range(count):
+            self._launcher.replay(launches)
+        self._device.synchronize()
+        self._cache.pool.advance(sequence, count)
+        self.launch_log.extend(self._launcher.take_records())
+        tokens = self._forward.read_history(first, count)
+        seconds = time.perf_counter() - begin
+        return Generation(tuple(tokens), len(launches), 1e3 * seconds / max(count, 1))
 
     def _check(self, token_ids, taps: Taps | None) -> Taps:
         for token_id in token_ids:

@@ -9,10 +9,10 @@ import numpy as np
 from hip_engine.arguments import ATTN_ARGS
 from hip_engine.device import Buffer
 from hip_engine.kv_cache import KvCache
-from hip_engine.launcher import Launcher, Matrix
+from hip_engine.launcher import Launch, Launcher, Matrix
 from hip_engine.memory_plan import site_shapes
 from hip_engine.routes import Route
-from hip_engine.taps import NO_LAYER, Taps
+from hip_engine.taps import NO_LAYER, NO_TAPS, Taps
 from hip_engine.weights import ModelFile
 
 Tapped = dict[tuple[int, str], list[np.ndarray]]
@@ -63,9 +63,34 @@ class Forward:
 
     def run(self, rows: Sequence[Row], choice: KernelChoice, taps: Taps) -> Tapped:
         """Every launch of a pass; taps come back as one array a row."""
-        config, at, T = self.config, self._at, len(rows)
+        self.write_rows(rows)
+        return self._launch_pass(rows, choice, taps)
+
+    def record(self, rows: Sequence[Row], choice: KernelChoice, positions: int) -> Sequence[Launch]:
+        """A pass and the advance to the next, to be replayed until a row is at `positions`.
+
+        Tokens and positions are read on the device; grids are for the last replay.
+        """
+        at, T = self._at, len(rows)
+        last = [row._replace(position=positions - 1) for row in rows]
+        with self._launch.recording() as launches:
+            self._launch_pass(last, choice, NO_TAPS)
+            history, S = at["step.history"], self._cache.layout.positions
+            tokens, places = at["step.token"], at["step.position"]
+            self._launch.advance(at["step.top1"], tokens, places, history, S, T)
+        return launches
+
+    def write_rows(self, rows: Sequence[Row]):
         for label in Row._fields:
             self._write_ints(f"step.{label}", [getattr(row, label) for row in rows])
+
+    def read_history(self, first: int, count: int) -> list[int]:
+        """Tokens chosen for row 0 at positions from `first` on."""
+        device, buffer = self._launch.device, self._buffers["step.history"]
+        return device.read(buffer, np.dtype(np.int32), count, 4 * first).tolist()
+
+    def _launch_pass(self, rows: Sequence[Row], choice: KernelChoice, taps: Taps) -> Tapped:
+        config, at, T = self.config, self._at, len(rows)
         taken: Tapped = {}
 
         def tap(layer: int, *sites: str):

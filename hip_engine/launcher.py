@@ -4,7 +4,8 @@ Addresses may point inside a buffer; counts are elements. T is the number of tok
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,15 @@ WAVE = 64
 ARGMAX_THREADS = 1024
 ATTENTION_CHUNK = 256
 MAX_CHUNK_WORKGROUPS = 1024
+
+
+class Launch(NamedTuple):
+    """A launch with everything it needs, to be made any number of times."""
+
+    symbol: str
+    grid: tuple[int, int, int]
+    threads: int
+    args: tuple
 
 
 class Matrix(NamedTuple):
@@ -51,15 +61,32 @@ class Launcher:
         self.device = device
         self.kernels = device.open(code_object)
         self._records: list[LaunchRecord] = []
+        self._recording: list[Launch] | None = None
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Launch]]:
+        """Inside, launches are listed and not made."""
+        self._recording = []
+        try:
+            yield self._recording
+        finally:
+            self._recording = None
+
+    def replay(self, launches: Sequence[Launch]):
+        for symbol, grid, threads, args in launches:
+            record = self.device.launch(self.kernels[symbol], grid, (threads, 1, 1), args)
+            self._records.append(record)
 
     def take_records(self) -> tuple[LaunchRecord, ...]:
         records, self._records = tuple(self._records), []
         return records
 
     def _launch(self, symbol: str, grid: tuple[int, ...], threads: int, *args):
-        grid = (*grid, 1, 1)[:3]
-        record = self.device.launch(self.kernels[symbol], grid, (threads, 1, 1), args)
-        self._records.append(record)
+        launch = Launch(symbol, (*grid, 1, 1)[:3], threads, args)
+        if self._recording is None:
+            self.replay([launch])
+        else:
+            self._recording.append(launch)
 
     def gather_rows(self, format: str, table: int, rows: int, output: int, columns: int, T: int):
         self._launch(f"gather_rows_{format}", (T,), THREADS, table, rows, output, columns)
@@ -109,7 +136,8 @@ class Launcher:
         workgroups = min(math.ceil(seen / ATTENTION_CHUNK), MAX_CHUNK_WORKGROUPS)
         args["workgroups"] = workgroups
         grid = (workgroups, K * math.ceil(N // K / tile), T)
-        self._launch(symbol, grid, THREADS, args[()])
+        # A copy: a recorded launch must not see what the next layer writes into `args`.
+        self._launch(symbol, grid, THREADS, args.copy()[()])
         partials = (int(args[name]) for name in ("max_TNC", "sum_TNC", "out_TNCH", "position_T"))
         counts = (N, H, int(args["max_chunks"]), window)
         self._launch("attn_merge_chunks", (N, T), THREADS, *partials, output, *counts)
@@ -126,6 +154,10 @@ class Launcher:
 
     def argmax(self, logits: int, top1: int, V: int, T: int):
         self._launch("argmax", (T,), ARGMAX_THREADS, logits, top1, V)
+
+    def advance(self, top1: int, tokens: int, positions: int, history: int, S: int, T: int):
+        grid = (math.ceil(T / WAVE),)
+        self._launch("advance", grid, WAVE, top1, tokens, positions, history, T, S)
 
     def copy_page(self, k: int, v: int, layer_words: int, words: int, pages, layers: int):
         """`pages`: (from, to), in every layer. A word is 4 bytes."""

@@ -69,6 +69,7 @@ class MemoryPlan:
             "step.position": max_rows * 4,
             "step.sequence": max_rows * 4,
             "step.top1": max_rows * 4,
+            "step.history": max_rows * layout.positions * 4,
             "check.rows": CHECKED_ROWS * 4,
             "check.values": CHECKED_ROWS * widest * FLOAT,
         }

@@ -67,3 +67,12 @@ class Step:
     top1: int
     taps: dict[tuple[int, str], np.ndarray]
     launches: tuple[LaunchRecord, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a run of replayed passes chose and cost. On an emulated device the time is the CPU's."""
+
+    tokens: tuple[int, ...]
+    launches_per_token: int
+    ms_per_token: float

@@ -1,4 +1,5 @@
 // Every kernel, as one translation unit: one code object, the same under clang and hipcc.
+#include "advance.hip"
 #include "argmax.hip"
 #include "attn_fused_mfma.hip"
 #include "attn_fused_valu.hip"

@@ -228,6 +228,35 @@ def test_attention_handed_the_slab_of_layer_0_shows_at_layer_1_and_not_before(en
     assert (np.abs(faulty[1, "attn.out"][0] - ref) > 10 * bound).any()
 
 
+def test_replayed_decode_chooses_the_tokens_of_steps(engine, device):
+    prompt, count = list(TOKENS), 6
+    engine.reset()
+    tokens = [engine.prefill(prompt)[-1].top1]
+    while len(tokens) <= count:
+        tokens.append(engine.step(tokens[-1]).top1)
+    engine.reset()
+    engine.prefill(prompt)
+    with device.watch() as log:
+        generated = engine.generate(tokens[0], count)
+    assert list(generated.tokens) == tokens[1:]
+    assert engine.position == len(prompt) + count
+    assert engine.attest().observed == str(engine.route)
+    assert generated.launches_per_token == len(engine.launch_log) // count
+    geometry = engine.kv_geometry()
+    written = np.zeros(geometry.k.nbytes, bool)
+    for layer, head, slot in np.ndindex(geometry.layers, geometry.kv_heads, count):
+        at = geometry.offset_bytes(layer, head, len(prompt) + slot)
+        written[at : at + geometry.slot_bytes] = True
+    np.testing.assert_array_equal(log.written(geometry.k), written)
+    np.testing.assert_array_equal(log.written(geometry.v), written)
+    following = engine.step(generated.tokens[-1])
+    engine.reset()
+    engine.prefill(prompt)
+    for token in tokens:
+        last = engine.step(token)
+    np.testing.assert_array_equal(following.logits_V, last.logits_V)
+
+
 def test_prefill_on_matrix_cores_is_within_the_bounds_it_declares(device, tensors):
     engine = Engine.open(MODEL, device, max_context=CONTEXT, prefill_gemm="mfma")
     sites = ["attn.norm", "attn.q", "attn.v", "ffn.norm", "ffn.up"]
@@ -250,6 +279,7 @@ REFUSED = {
     "negative": (lambda e: e.step(-1), TokenRefused, "token -1"),
     "late_in_a_prompt": (lambda e: e.prefill([1, 2, 5000]), TokenRefused, "token 5000"),
     "too_long": (lambda e: e.prefill([1] * CONTEXT), ContextOverflow, "300 tokens at position 1"),
+    "generation_too_long": (lambda e: e.generate(1, CONTEXT), ContextOverflow, "at position 1"),
     "no_such_site": (lambda e: e.step(1, Taps.of(["attn.probs"])), UnknownSite, "attn.probs"),
     "no_such_layer": (lambda e: e.step(1, Taps.of(["attn.q"], [32])), UnknownSite, "0..31"),
 }
