@@ -88,12 +88,12 @@ GRANITE_KEYS = {
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 CASES = {
     "llama": Case("llama", "llama"),
-    "llama_far": Case("llama", "llama", length=1100),
+    "llama_far": Case("llama", "llama", {"num_hidden_layers": 2}, length=1100),
     "llama_tied": Case("llama", "llama", {"tie_word_embeddings": True}),
     "mistral_window": Case("llama", "mistral", {"sliding_window": 5}, SLIDING),
     "qwen2": Case("qwen2", "qwen2", {"head_dim": 6}),
     "qwen3": Case("qwen3", "qwen3"),
-    "qwen3_far": Case("qwen3", "qwen3", length=1100),
+    "qwen3_far": Case("qwen3", "qwen3", {"num_hidden_layers": 2}, length=1100),
     "phi3": Case("phi3", "phi3", {"head_dim": 6, "sliding_window": None}),
     "phi3_window": Case("phi3", "phi3", {"head_dim": 6, "sliding_window": 5}, SLIDING),
     "olmo2": Case("olmo2", "olmo2", {"head_dim": 6}),
