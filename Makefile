@@ -9,6 +9,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 RUN := $(VENV)/.ready-run
 TEST := $(VENV)/.ready-test
+ALL := $(VENV)/.ready-all
 ARGS ?=
 PYTEST_ARGS ?=
 
@@ -25,7 +26,7 @@ b3_20: $(RUN)
 test: lint
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: lint
+test-all: lint $(ALL)
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: $(TEST)
@@ -41,6 +42,10 @@ $(RUN): pyproject.toml .ci/setup
 $(TEST): $(RUN)
 	@.ci/setup browser
 	@PYTHON="$(PYTHON)" .ci/setup venv "$(VENV)" ".[test]"
+	@touch $@
+
+$(ALL): $(TEST)
+	@PYTHON="$(PYTHON)" .ci/setup venv "$(VENV)" ".[test,ray]"
 	@touch $@
 
 clean:

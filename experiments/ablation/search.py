@@ -50,35 +50,49 @@ def policy_of(base: Policy, low: Factor, kept: Sequence[int], layers: int) -> Po
 def kv_layers(
     base: Policy, low: Factor, layers: int, budget_nats: float, measure: MeasureAll
 ) -> KvLayers:
-    """The fewest kept layers that were found: add by each layer's own cost, then drop in reverse.
+    """The fewest kept layers that were found: added by each layer's own cost, then dropped again.
 
     Costs interact, so the set is not proved smallest; no single one of its layers can be dropped.
     """
-    whole = policy_of(base, low, (), layers)
-    one_low = [policy_of(base, low, _others(n, layers), layers) for n in range(layers)]
-    kl_all_low, *alone = measure([whole, *one_low])
-    evaluations = 1 + layers
-    ranked = sorted(range(layers), key=lambda n: -alone[n])
-    kept, kl, low_end, high_end = (), kl_all_low, 0, layers
+    counted = 0
+
+    def cost(*sets: Sequence[int]) -> list[float]:
+        nonlocal counted
+        counted += len(sets)
+        return measure([policy_of(base, low, kept, layers) for kept in sets])
+
+    alone_sets = [[n for n in range(layers) if n != layer] for layer in range(layers)]
+    kl_all_low, *alone = cost((), *alone_sets)
+    kept: tuple[int, ...] = ()
+    kl = kl_all_low
     if kl > budget_nats:
-        while high_end - low_end > 1:  # fewest of the ranking that meet the budget
-            middle = (low_end + high_end) // 2
-            (found,) = measure([policy_of(base, low, ranked[:middle], layers)])
-            evaluations += 1
-            low_end, high_end = (low_end, middle) if found <= budget_nats else (middle, high_end)
-        kept = tuple(ranked[:high_end])
-        (kl,) = measure([policy_of(base, low, kept, layers)])
-        evaluations += 1
-        for layer in reversed(kept):
-            fewer = tuple(n for n in kept if n != layer)
-            (found,) = measure([policy_of(base, low, fewer, layers)])
-            evaluations += 1
-            if found <= budget_nats:
-                kept, kl = fewer, found
-    return KvLayers(
-        low, tuple(sorted(kept)), kl, kl_all_low, budget_nats, tuple(alone), evaluations
-    )
+        ranked = sorted(range(layers), key=lambda n: -alone[n])
+        fewest = _fewest(ranked, budget_nats, lambda some: cost(some)[0])
+        kept, kl = _pruned(tuple(ranked[:fewest]), budget_nats, cost)
+    kept = tuple(sorted(kept))
+    return KvLayers(low, kept, kl, kl_all_low, budget_nats, tuple(alone), counted)
 
 
-def _others(layer: int, layers: int) -> list[int]:
-    return [n for n in range(layers) if n != layer]
+def _fewest(ranked: Sequence[int], budget_nats: float, cost: Callable) -> int:
+    """How many of the ranking meet the budget, by bisection; all if none do."""
+    too_few, enough = 0, len(ranked)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if cost(ranked[:middle]) <= budget_nats:
+            enough = middle
+        else:
+            too_few = middle
+    return enough
+
+
+def _pruned(kept: tuple[int, ...], budget_nats: float, cost: Callable) -> tuple:
+    """Drops the cheapest layer again and again while the budget is met; (kept, its cost)."""
+    (kl,) = cost(kept)
+    while kept and kl <= budget_nats:
+        fewer = [tuple(n for n in kept if n != layer) for layer in kept]
+        costs = cost(*fewer)
+        cheapest = min(range(len(fewer)), key=lambda i: costs[i])
+        if costs[cheapest] > budget_nats:
+            break
+        kept, kl = fewer[cheapest], costs[cheapest]
+    return kept, kl

@@ -73,8 +73,7 @@ def summary(name: str, costs: Sequence[Cost]) -> Summary:
     kl_T = np.concatenate([cost.kl_T for cost in costs])
     sem = kl_T.std(ddof=1) / np.sqrt(len(kl_T)) if len(kl_T) > 1 else np.nan
     relative = worst_by_place(costs)
-    layers = {place: size for place, size in relative.items() if place[0] >= 0}
-    place = max(layers, key=lambda p: layers[p]) if layers else None
+    place = max(relative, key=lambda p: relative[p]) if any(relative.values()) else None
     growth = [(layer, size) for (layer, site), size in relative.items() if site == "resid.out"]
     return Summary(
         name,

@@ -1,5 +1,6 @@
 """Runs a study: prompts, policies, measurements, and the record its page is made of."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -145,6 +146,10 @@ def sentences(study: Study) -> list[str]:
     if study.engine:
         kl_T = np.concatenate([cost.kl_T for cost in study.engine.values()])
         found.append(f"engine: {kl_T.mean():.3g} nats a token, {kl_T.max():.3g} at most.")
+        names = [row["nearest ablation"] for row in engine_rows(study)]
+        if names:
+            nearest, count = Counter(names).most_common(1)[0]
+            found.append(f"the engine errs most like {nearest}, at {count} of {len(names)} sites.")
         lost = [row["site"] for row in engine_rows(study) if not row["explained"]]
         names = ", ".join(lost)
         found.append(
@@ -157,8 +162,7 @@ def sentences(study: Study) -> list[str]:
 
 def record(study: Study, command: str, clock: Clock) -> dict:
     """The record of report.run_file."""
-    shown = tables(study)
-    first = shown[0][1] if shown else None
+    first = tables(study)[0][1] if study.summaries else None
     more = {
         "study": study.asked.study,
         "budget_nats": study.asked.kl_budget,
@@ -166,6 +170,7 @@ def record(study: Study, command: str, clock: Clock) -> dict:
         "places": outputs.places(study.costs),
         "table": first and {"columns": first.columns, "rows": first.rows},
         "engine": engine_rows(study),
+        "kept": [asdict(kept) | {"low": str(kept.low)} for kept in study.layers_kept],
     }
     return {
         "experiment": "precision_ablation",

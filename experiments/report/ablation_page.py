@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from experiments.align import sites
 from experiments.report import figures
 from experiments.report.detail import layer_name
-from experiments.report.page import Figure, Page, Section, Table
+from experiments.report.page import Figure, Page, Section, Table, number
 from experiments.report.run_file import RunFile
 
 CURVES = ("total", "local", "propagated", "good", "doubt", "focus", "bad", "floor")
@@ -23,6 +23,7 @@ def page(run: RunFile) -> Page:
         facts=[(name, str(value)) for name, value in run.facts.items()],
         sections=[
             *_cost(rows, run),
+            *_kept(run.more.get("kept", []), run),
             *_growth(rows, run),
             *_where(rows, places, run),
             *_engine(run.more.get("engine", []), run),
@@ -51,6 +52,29 @@ def _cost(rows: list[dict], run: RunFile) -> Iterator[Section]:
         Table(stored["columns"], stored["rows"], {"within": "good", "beyond": "bad"}),
         run.command,
     )
+
+
+def _kept(searches: list[dict], run: RunFile) -> Iterator[Section]:
+    """Which layers a search kept, beside what each layer costs alone."""
+    for n, found in enumerate(searches):
+        layers = range(len(found["alone"]))
+        rows = [
+            (layer, found["alone"][layer], "keep" if layer in found["kept"] else "can be low")
+            for layer in layers
+        ]
+        values = [{"layer": str(layer), "kl": kl} for layer, kl, _ in rows]
+        spec = figures.dots(values, "layer", "kl", "mean KL if only this layer is low", None)
+        yield Section(
+            f"Layers that can take {found['low']}",
+            f"{len(found['kept'])} of {len(layers)} layers are kept to stay within "
+            f"{found['budget_nats']:g} nats a token: with them the cost is {number(found['kl'])}, "
+            f"without any {number(found['kl_all_low'])}. {found['evaluations']} policies were "
+            "evaluated; none of the kept layers can be dropped alone.",
+            Figure(f"ablation_kept_{n}", spec, f"Cost of {len(layers)} layers, each alone."),
+            Table(("layer", "KL if only it is low", "answer"), rows, {"keep": "bad"}),
+            run.command,
+            open_table=True,
+        )
 
 
 def _growth(rows: list[dict], run: RunFile) -> Iterator[Section]:

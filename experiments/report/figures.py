@@ -72,7 +72,7 @@ def _bands(title: str) -> dict:
 
 
 def _axis(field: str, order: Sequence, title: str, angle: int = 0, most: int = 48) -> dict:
-    step = max(1, -(-len(order) // most))
+    step = max(1, -(-len(order) // max(1, most)))
     shown = list(order)[::step]
     axis = {"title": title, "labelAngle": angle, "ticks": False, "domain": False}
     axis |= {"values": shown, "labelPadding": 6, "labelLimit": 260}
@@ -256,13 +256,16 @@ def shades(
     field: str,
     title: str,
 ) -> dict:
-    """A map of sizes by decade, for errors that no floor judges."""
+    """A map of sizes that no floor judges: seven shades, in equal steps of the logarithm."""
     (x_field, x_order), (y_field, y_order) = x, y
-    decades = [1e-12, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1]
-    colours = [colour(f"band-{i}") for i in range(len(decades) + 1)]
-    scale = {"type": "threshold", "domain": decades, "range": colours}
+    sizes = sorted(v[field] for v in values if 0 < v[field] < math.inf) or [1.0]
+    low, high = sizes[len(sizes) // 20], sizes[-1]
+    edges = [low * (high / low) ** (i / 6) for i in range(6)]
+    colours = [colour(f"band-{i}") for i in range(len(edges) + 1)]
+    scale = {"type": "threshold", "domain": edges, "range": colours}
     shade = {"field": field, "type": "quantitative", "scale": scale}
-    shade["legend"] = {"title": title, "direction": "horizontal", "format": "~e"}
+    shade["legend"] = {"title": title, "direction": "horizontal", "format": ".0e"}
+    shade["legend"]["gradientLength"] = 340
     tooltip = [{"field": n, "type": "nominal"} for n in (x_field, y_field)]
     tooltip.append({"field": field, "format": ".3g"})
     angle = -50 if any(len(str(name)) > 4 for name in x_order) else 0
