@@ -40,6 +40,7 @@ class Route:
 
 BUILT = tuple(Route(k, m) for k in ("manual", "fused") for m in ("valu", "mfma"))
 HEAD_DIMS = (64, 80, 96, 128, 256)
+MERGE = "attn_merge_chunks"
 # With fewer heads a group most of a 16x16 tile's columns would idle.
 MFMA_FROM_GROUP = 8
 
@@ -92,7 +93,8 @@ class Attestation:
     """The route that the executed kernels amount to.
 
     Attributes:
-      observed: "manual/valu" and the like; a word is "none" where nothing of the kind executed.
+      observed: "manual/valu" and the like; a word is "none" where nothing of the kind executed,
+        "mixed" where launches differ, "uncounted" where the device cannot count instructions.
       symbols: launches of each kernel symbol.
       attention_mfma: matrix-core instructions that attention executed, None if nobody counted.
       code_object_sha256: of the code objects the kernels came from.
@@ -105,26 +107,30 @@ class Attestation:
 
 
 def observe(records: Iterable[LaunchRecord]) -> Attestation:
-    """Derives the route from what executed: symbols and instruction counts, never a request."""
+    """Derives the route from what executed: symbols and instruction counts, never a request.
+
+    Every launch of attention is judged by itself and by what was launched since the one before;
+    launches that differ make a route "mixed".
+    """
     symbols: dict[str, int] = {}
-    code_objects = set()
-    mfma = counted = 0
+    code_objects, kernels, matmuls, counts = set(), set(), set(), []
+    before: set[str] = set()
     for record in records:
         symbols[record.symbol] = symbols.get(record.symbol, 0) + 1
         code_objects.add(record.code_object_sha256)
-        if record.symbol.startswith("attn_"):
-            mfma += record.executed.get("mfma", 0)
-            counted += bool(record.executed)
-    executed = {symbol.split("_")[0] for symbol in symbols}
-    if {"rope", "kv", "attn"} <= executed:
-        kernel = "manual"
-    elif "attn" in executed and not {"rope", "kv"} & executed:
-        kernel = "fused"
-    else:
-        kernel = "none"
-    matmul = "none" if "attn" not in executed else "mfma" if mfma else "valu"
-    if "attn" in executed and not counted:
-        matmul = "uncounted"
-    return Attestation(
-        f"{kernel}/{matmul}", symbols, mfma if counted else None, tuple(sorted(code_objects))
-    )
+        if not record.symbol.startswith("attn_") or record.symbol == MERGE:
+            before.add(record.symbol.split("_")[0])
+            continue
+        separate = {"rope", "kv"} & before
+        kernels.add({0: "fused", 1: "mixed", 2: "manual"}[len(separate)])
+        mfma = record.executed.get("mfma", 0)
+        matmuls.add(("mfma" if mfma else "valu") if record.executed else "uncounted")
+        counts.append(mfma if record.executed else None)
+        before = set()
+    total = None if None in counts or not counts else sum(counts)
+    observed = f"{_one_of(kernels)}/{_one_of(matmuls)}"
+    return Attestation(observed, symbols, total, tuple(sorted(code_objects)))
+
+
+def _one_of(words: set[str]) -> str:
+    return "none" if not words else "mixed" if len(words) > 1 else words.pop()

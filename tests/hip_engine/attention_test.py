@@ -49,6 +49,7 @@ CASES = (
     Case("float16", 8, 2, 64, (1021,), window=300),
     Case("float16", 8, 2, 64, (200,), window=64, page=16),
     Case("float16", 8, 2, 64, (131,), softcap=5.0),
+    Case("float16", 4, 1, 64, (131072,), page=256),
     Case("float16", 15, 5, 128, (131, 17)),
     Case("float16", 14, 2, 80, (65,), page=16),
     Case("float16", 9, 3, 96, (70,)),
@@ -110,8 +111,11 @@ class Problem:
         ]
         return [np.stack(part) for part in zip(*results, strict=True)]
 
-    def run(self, bench, route: Route):
-        """Attention of all rows; manual, since fused starts before RoPE and has its own test."""
+    def run(self, bench, route: Route, addresses=None):
+        """Attention of all rows; manual, since fused starts before RoPE and has its own test.
+
+        `addresses`: of K and V pools that are on the device already.
+        """
         case = self.case
         T, N, K, H = len(case.lengths), case.N, case.K, case.H
         family = f"attn_{route.kernel}_{route.matmul}_{self.kind.symbol}_h{H}_g"
@@ -123,7 +127,7 @@ class Problem:
         with bench.scope():
             partials = [bench.output(4 * T * N * chunks * n) for n in (1, 1, H)]
             y = bench.output(4 * T * N * H)
-            k, v = (bench.put(pool) for pool in self.pools)
+            k, v = addresses or (bench.put(pool) for pool in self.pools)
             args = np.zeros((), ATTN_ARGS)
             args["kv"] = record(
                 KV_VIEW,
@@ -230,3 +234,26 @@ def test_scores_far_apart_do_not_overflow(bench, route):
     problem.q_TNH *= np.float32(300)
     ref, bound = problem.reference(route)
     reference.assert_within(ref, problem.run(bench, route), bound)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_a_pool_beyond_two_to_the_31_elements_is_addressed(device, bench, route):
+    case = Case("float16", 8, 2, 64, (300,), page=256)
+    near = Problem(case)
+    far = Problem(case)
+    pages = (1 << 31) // (case.K * case.page * case.H) + 4
+    far.table_BP = np.array([[pages - 1, pages - 2]], np.int32)
+    page_bytes = case.K * case.page * case.H * 2
+    pool = device.allocate(pages * page_bytes, "pool of more than 2^31 elements")
+    assert pool.nbytes // 2 > 1 << 31
+    addresses = []
+    for which in (0, 1):
+        # K and V share the pool: V's pages lie just below K's.
+        shift = 2 * which
+        for at, page in enumerate(near.table_BP[0]):
+            target = pages - 1 - at - shift
+            device.write(pool, near.pools[which, page], target * page_bytes)
+        addresses.append(pool.address - shift * page_bytes)
+    got = far.run(bench, route, addresses)
+    device.free(pool)
+    np.testing.assert_array_equal(got, near.run(bench, route))

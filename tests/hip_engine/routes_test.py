@@ -69,6 +69,16 @@ OBSERVED = {
         [*MANUAL, record("gemm_q4_k", mfma=5), record("attn_x", valu=1)],
         "manual/valu",
     ),
+    "one_layer_differs": (
+        [*MANUAL, record("attn_a", valu=1), record("attn_merge_chunks", valu=1)] * 2
+        + [*MANUAL, record("attn_b", mfma=1)],
+        "manual/mixed",
+    ),
+    "an_append_that_one_layer_lacks": (
+        [*MANUAL, record("attn_a", valu=1), record("attn_a", valu=1)],
+        "mixed/valu",
+    ),
+    "rope_apart_from_a_fused_append": ([record("rope"), record("attn_a", valu=1)], "mixed/valu"),
     "nothing_ran": ([], "none/none"),
     "nobody_counted": ([*MANUAL, record("attn_x")], "manual/uncounted"),
 }
