@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -79,6 +81,31 @@ class Tokenizer:
         """Ids of the text, special tokens in it parsed. No BOS is added (see add_bos)."""
         return self._fast.encode(text, add_special_tokens=False).ids
 
+    def render_chat(self, messages: Sequence[dict[str, str]], reply: bool = True) -> str:
+        """The text of a conversation by the file's own `tokenizer.chat_template`.
+
+        Each message has a `role` and a `content`; `reply` opens the assistant's turn. Special
+        tokens are in the text, BOS included where the template writes it.
+
+        Raises:
+          TokenizerError: the file has no template, or the template fails or refuses the messages.
+        """
+        if self.chat_template is None:
+            raise TokenizerError(
+                "the file has no chat template", remedy="give the whole prompt as text"
+            )
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        tokens = {name: "" if i is None else self.token(i) for name, i in names.items()}
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            template = environment.from_string(self.chat_template)
+            return template.render(messages=messages, add_generation_prompt=reply, **tokens)
+        except TemplateError as error:
+            raise TokenizerError(
+                f"the chat template fails: {error}", remedy="check the roles of the messages"
+            ) from error
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, special tokens written out; invalid UTF-8 becomes U+FFFD."""
         return self._fast.decode([int(i) for i in token_ids], skip_special_tokens=False)
@@ -92,6 +119,10 @@ class Tokenizer:
                 remedy="give an id that the model's tokenizer produced",
             )
         return token
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
 
 
 def _byte_level_bpe(metadata: dict[str, Any], where: str) -> FastTokenizer:

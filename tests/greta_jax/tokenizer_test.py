@@ -95,3 +95,31 @@ def test_token_types_are_gguf_s():
     assert gguf.TokenType.CONTROL == tokenizer.CONTROL
     assert gguf.TokenType.USER_DEFINED == tokenizer.USER_DEFINED
     assert "llama-bpe" in PRE_TOKENIZERS
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}\n"
+    "  {%- if m.role not in ('user', 'system') %}{{ raise_exception('no ' + m.role) }}{% endif %}\n"
+    "[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}\n"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_chat_template_is_rendered_with_the_file_s_special_tokens(trained):
+    ours = Tokenizer.from_gguf(trained[1] | {"tokenizer.chat_template": TEMPLATE})
+    text = ours.render_chat([{"role": "user", "content": " Hi "}])
+    assert text == "<|bos|>[user]Hi<|eot|>[assistant]"
+    assert not ours.render_chat([], reply=False).endswith("[assistant]")
+
+
+def test_missing_failing_and_refusing_templates_are_errors_of_one_line(trained):
+    messages = [{"role": "pirate", "content": "Arr"}]
+    for template, words in (
+        (None, "no chat template"),
+        ("{% if %}", "fails"),
+        (TEMPLATE, "no pirate"),
+        ("{{ messages.__class__.__mro__ }}", "fails"),
+    ):
+        ours = Tokenizer.from_gguf(trained[1] | {"tokenizer.chat_template": template})
+        with pytest.raises(TokenizerError, match=words):
+            ours.render_chat(messages)
