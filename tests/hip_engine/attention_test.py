@@ -153,8 +153,9 @@ class Problem:
 
 
 ROUTES = [route for route in BUILT if route.kernel == "manual"]
+LONG = 4096  # slots from which a case takes longer than the budget of `make test`
 RUNS = [
-    (case, route)
+    pytest.param(case, route, marks=[pytest.mark.slow] * (max(case.lengths) > LONG))
     for case in CASES
     for route in ROUTES
     if route.matmul == "valu" or KV_TYPES[case.dtype].operands
