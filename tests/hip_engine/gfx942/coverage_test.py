@@ -14,6 +14,7 @@ ELSEWHERE = {
     "s_cbranch_vccz s_cbranch_vccnz",
     "faults_test": "s_trap",
     "programs_test": "ds_bpermute_b32 ds_swizzle_b32 v_readlane_b32 v_readfirstlane_b32",
+    "vector_table": "v_accvgpr_read_b32 v_accvgpr_mov_b32",
     "opcode_bench": "s_load_dwordx4 s_load_dwordx8 v_writelane_b32",
     "mode_test": "s_setreg_b32 s_setreg_imm32_b32 s_getreg_b32",
 }

@@ -30,6 +30,9 @@ def register(kind: str, first: int) -> str:
 
 def assembly(row: Row) -> str:
     result, *sources = row.kinds.split()
+    if row.text:
+        return row.text
+    sources = [kind for kind in sources if kind[0] != "="]
     operands = [
         "vcc" if kind == "carry" else register(kind, 10 + 2 * i) for i, kind in enumerate(sources)
     ]
@@ -43,13 +46,16 @@ def assembly(row: Row) -> str:
     return f"{row.opcode} {', '.join([*targets, *operands])}"
 
 
+def source(data, number: int, kind: str) -> np.ndarray:
+    if kind == "carry":
+        return lane_bits(data.vcc)
+    return data.source(3, kind[1:]) if kind[0] == "=" else data.source(number, kind)
+
+
 def expected(row: Row, data):
     """(destination lanes, mask or None) if every lane were active."""
     result, *kinds = row.kinds.split()
-    sources = [
-        lane_bits(data.vcc) if kind == "carry" else data.source(i, kind)
-        for i, kind in enumerate(kinds)
-    ]
+    sources = [source(data, i, kind) for i, kind in enumerate(kinds)]
     with np.errstate(all="ignore"):
         value = row.function(*sources)
     if result == "mask":
@@ -85,12 +91,12 @@ def same_class(kind: str, ref: np.ndarray, got: np.ndarray, ulp: int) -> np.ndar
     return close
 
 
-def packed_nans(ref: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Lanes where two pairs of f16 agree but for the bits of NaN."""
-    agree = np.ones(ref.shape, bool)
-    for shift in (0, 16):
-        x, y = (low_bits(v >> np.uint64(shift), "f16") for v in (ref, got))
-        agree &= (x.view(np.uint16) == y.view(np.uint16)) | np.isnan(x) & np.isnan(y)
+def packed_nans(element: str, ref: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Lanes where two packed results agree but for the bits of NaN."""
+    agree, bits = np.ones(ref.shape, bool), int(element[1:])
+    for shift in (0, bits):
+        x, y = (low_bits(v >> np.uint64(shift), element) for v in (ref, got))
+        agree &= (raw_bits(x) == raw_bits(y)) | np.isnan(x) & np.isnan(y)
     return agree
 
 
@@ -101,8 +107,9 @@ def check(row: Row, data, outcome) -> None:
         ref = np.where(active, with_old(row, lanes, old), old)
         kind = row.kinds.split()[0].partition("+")[0]
         good = (ref == outcome.lanes) | same_class(kind, ref, outcome.lanes, row.ulp)
-        if "f16" in row.opcode and kind == "u32":
-            good |= packed_nans(ref, outcome.lanes)
+        element = {"u32": "f16", "u64": "f32"}.get(kind)
+        if element and element in row.opcode:
+            good |= packed_nans(element, ref, outcome.lanes)
         assert good.all(), describe(row, data, ref, outcome.lanes, ~good)
     if mask is not None:
         ref = mask_of(mask & active)
@@ -115,10 +122,7 @@ def check(row: Row, data, outcome) -> None:
 def describe(row: Row, data, ref, got, wrong) -> str:
     at = tuple(np.argwhere(wrong)[0])
     kinds = row.kinds.split()[1:]
-    sources = [
-        "vcc" if kind == "carry" else f"{data.source(i, kind)[at]!r}"
-        for i, kind in enumerate(kinds)
-    ]
+    sources = [f"{source(data, i, kind)[at]!r}" for i, kind in enumerate(kinds)]
     return (
         f"{row.opcode} ({row.meaning}) of {', '.join(sources)}: expected {int(ref[at]):#x}, got "
         f"{int(got[at]):#x} in group {at[0]}, lane {at[1]}; {wrong.sum()} lanes differ"
@@ -129,7 +133,7 @@ def batches():
     """Rows with the same source kinds, some at a time, so that edge values fit the kinds."""
     groups = defaultdict(list)
     for row in ROWS:
-        groups[tuple(k for k in row.kinds.split()[1:] if k != "carry")].append(row)
+        groups[tuple(k for k in row.kinds.split()[1:] if k != "carry" and k[0] != "=")].append(row)
     for kinds, members in groups.items():
         for first in range(0, len(members), BATCH):
             some = members[first : first + BATCH]
