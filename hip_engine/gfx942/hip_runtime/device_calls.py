@@ -17,7 +17,9 @@ from hip_engine.toolchain import TARGET
 NAME = b"AMD Instinct MI300X (emulated)"
 ARCHITECTURE = f"{TARGET}:sramecc+:xnack-".encode()
 VERSION = 60_300_000  # major * 10^7 + minor * 10^5 + patch
+BUS_ID, UUID = b"0000:00:00.0", b"GPU-emulated0000"
 KIB = 1 << 10
+LIMITS = {0: 16 * KIB, 1: 1 << 20, 2: 8 << 20}  # stack, printf buffer, heap
 
 # name: (R0600 offset, R0000 offset, struct code, value); offsets of hipDeviceProp_t of ROCm 6, 5.
 PROPERTIES = {
@@ -93,6 +95,13 @@ def _require_device(ordinal: int) -> None:
         )
 
 
+def _store_text(text: bytes, target: int, length: int) -> None:
+    if not target or not length:
+        raise HipFailure("InvalidValue", "no room for the text")
+    stored = text[: length - 1] + b"\0"
+    ctypes.memmove(target, stored, len(stored))
+
+
 def available_bytes(hip: Runtime) -> int:
     """What is left of the device, and no more than this machine has."""
     with open("/proc/meminfo") as file:
@@ -147,10 +156,7 @@ def hipDeviceGet(hip: Runtime, device: int, ordinal: int):
 @api
 def hipDeviceGetName(hip: Runtime, name: int, length: int, device: int):
     _require_device(device)
-    if not name or not length:
-        raise HipFailure("InvalidValue", "no room for the name")
-    text = NAME[: length - 1] + b"\0"
-    ctypes.memmove(name, text, len(text))
+    _store_text(NAME, name, length)
 
 
 @api
@@ -197,6 +203,43 @@ def _fill(result: int, device: int, release: int) -> None:
 def hipDeviceCanAccessPeer(hip: Runtime, result: int, device: int, peer: int):
     _require_device(device)
     put_int(result, 0)
+
+
+@api
+def hipDeviceEnablePeerAccess(hip: Runtime, peer: int, flags: int):
+    raise HipFailure("PeerAccessUnsupported", "there is one device")
+
+
+@api
+def hipDeviceDisablePeerAccess(hip: Runtime, peer: int):
+    raise HipFailure("PeerAccessNotEnabled", "there is one device")
+
+
+@api
+def hipDeviceGetPCIBusId(hip: Runtime, text: int, length: int, device: int):
+    _require_device(device)
+    _store_text(BUS_ID, text, length)
+
+
+@api
+def hipDeviceGetUuid(hip: Runtime, uuid: int, device: int):
+    _require_device(device)
+    if not uuid:
+        raise HipFailure("InvalidValue", "a null pointer for the UUID")
+    ctypes.memmove(uuid, UUID, len(UUID))
+
+
+@api
+def hipDeviceGetLimit(hip: Runtime, value: int, limit: int):
+    if limit not in LIMITS:
+        raise HipFailure("UnsupportedLimit", f"hipLimit_t {limit}")
+    put_size(value, LIMITS[limit])
+
+
+@api
+def hipDeviceSetLimit(hip: Runtime, limit: int, value: int):
+    if limit not in LIMITS:
+        raise HipFailure("UnsupportedLimit", f"hipLimit_t {limit}")
 
 
 @api

@@ -220,6 +220,18 @@ def hipMemcpyDtoDAsync(hip: Runtime, target: int, source: int, nbytes: int, stre
     hipMemcpyAsync(hip, target, source, nbytes, DEVICE_TO_DEVICE, stream)
 
 
+@api
+def hipMemcpyPeer(hip: Runtime, target: int, to: int, source: int, origin: int, nbytes: int):
+    hipMemcpyPeerAsync(hip, target, to, source, origin, nbytes, NULL_STREAM)
+
+
+@api
+def hipMemcpyPeerAsync(hip: Runtime, target: int, to, source: int, origin, nbytes, stream: int):
+    if to or origin:
+        raise HipFailure("InvalidDevice", f"devices {to} and {origin}: there is one, 0")
+    hipMemcpyAsync(hip, target, source, nbytes, DEVICE_TO_DEVICE, stream)
+
+
 def _copy_2d(hip: Runtime, target, target_pitch, source, source_pitch, width, height, kind) -> None:
     if width > min(target_pitch, source_pitch) and height > 1:
         raise HipFailure("InvalidPitchValue", f"rows of {width} bytes in a smaller pitch")

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import sys
 import threading
 import traceback
 
@@ -39,6 +40,8 @@ CODE_OF = (
 UNKNOWN = 999
 
 _lock = threading.RLock()
+STRINGS = (b"hipGetErrorString", b"hipGetErrorName")
+_texts: dict[bytes, ctypes.Array] = {}
 _served = []  # callbacks given to the library must not be collected
 
 
@@ -57,26 +60,34 @@ def attach(slot: int) -> None:
 
 def serve(name: bytes, arguments) -> int:
     """hipError_t of one call (or the address of a string); nothing escapes into C."""
-    call = name.decode()
     with _lock:
         try:
-            function, arity = HANDLERS[call]
-            return function(runtime(), *arguments[:arity]) or 0
-        except HipFailure as error:
-            return _fail(call, error.code, error.reason)
-        except DeviceFault as error:  # a sanitizer's finding where the host reads
-            runtime().record_fault(error)
-            return _fail(call, runtime().fault.code, str(error))
-        except tuple(kind for kind, _ in CODE_OF) as error:
-            code = next(BY_NAME[name] for kind, name in CODE_OF if isinstance(error, kind))
-            return _fail(call, code, str(error))
+            hip = runtime()
         except Exception as error:
-            traceback.print_exc()
-            return _fail(call, UNKNOWN, f"{type(error).__name__}: {error}")
+            if name not in STRINGS:
+                print(f"libamdhip64 (emulated gfx942): {error}", file=sys.stderr, flush=True)
+                return BY_NAME["NotInitialized"]
+            _texts[name] = ctypes.create_string_buffer(f"initialization error: {error}".encode())
+            return ctypes.addressof(_texts[name])
+        return _answer(hip, name.decode(), arguments)
 
 
-def _fail(call: str, code: int, reason: str) -> int:
-    runtime().explain(code, f"{call}: {reason}")
+def _answer(hip: Runtime, call: str, arguments) -> int:
+    try:
+        function, arity = HANDLERS[call]
+        return function(hip, *arguments[:arity]) or 0
+    except HipFailure as error:
+        code, reason = error.code, error.reason
+    except DeviceFault as error:  # a sanitizer's finding where the host reads
+        hip.record_fault(error)
+        code, reason = hip.fault.code, str(error)
+    except tuple(kind for kind, _ in CODE_OF) as error:
+        code = next(BY_NAME[name] for kind, name in CODE_OF if isinstance(error, kind))
+        reason = str(error)
+    except Exception as error:
+        traceback.print_exc()
+        code, reason = UNKNOWN, f"{type(error).__name__}: {error}"
+    hip.explain(code, f"{call}: {reason}")
     return code
 
 

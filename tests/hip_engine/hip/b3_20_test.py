@@ -11,12 +11,15 @@ import pytest
 from hip_engine.gfx942.hip_runtime import build
 from tests.hip_engine.hip.conftest import ROOT
 
-# What a record may differ in: which device it names, what only the emulated one can see, and where
-# its buffers lie.
+# What a record may differ in: the device's name, what only the emulated one can see (accesses and
+# instruction counts, and so the verdict), and where its buffers lie.
 OF_THE_DEVICE = {
-    *("device", "config", "commit", "route_observed", "attested", "kv_invariant_ok", "kv_error"),
-    *("verdict", "matmul_route", "kernel_path"),
+    *("device", "config", "kv_base_ptr_k", "kv_base_ptr_v"),
+    *("k_read_offset_bytes", "v_read_offset_bytes", "k_write_offset_bytes", "v_write_offset_bytes"),
+    *("kv_invariant_ok", "kv_error", "matmul_route", "route_observed", "attention_mfma"),
+    *("verdict", "exit_code", "reasons"),
 }
+OF_ACCESSES = {"kv_LKS", "kv_position"}
 
 
 def run(device, folder):
@@ -40,7 +43,7 @@ def test_b3_20_through_the_runtime_is_bit_identical_to_the_emulated_device(tmp_p
 
     ref, got = maps("emulated"), maps("mi300x")
     assert ref.keys() == got.keys() and len(ref) > 5
-    for name in ref:
+    for name in ref.keys() - OF_ACCESSES:
         assert ref[name].tobytes() == got[name].tobytes(), name
 
     def records(device):
@@ -49,6 +52,5 @@ def test_b3_20_through_the_runtime_is_bit_identical_to_the_emulated_device(tmp_p
 
     for ref, got in zip(records("emulated"), records("mi300x"), strict=True):
         assert ref.keys() == got.keys()
-        differing = {k for k in ref if ref[k] != got[k]} - OF_THE_DEVICE
-        assert {k for k in differing if "ptr" not in k} == set()
-        assert ref.get("attn_out_hash") == got.get("attn_out_hash")
+        assert {k for k in ref if ref[k] != got[k]} <= OF_THE_DEVICE
+        assert "attn_out_hash" in ref or ref["event"] != "attn_decode_verify"

@@ -124,6 +124,12 @@ def test_a_program_can_run_under_a_sanitizer(run_program):
     assert done.returncode == 3 and "uninitialised" in done.stdout
 
 
+def test_a_device_that_cannot_be_opened_is_an_error_code(run_program):
+    done = run_program(SAXPY, variables={**os.environ, "GFX942_SANITIZE": "luck"})
+    assert done.returncode == 3 and "luck" in done.stderr
+    assert "initialization error" in done.stdout
+
+
 def test_threads_of_a_program_use_the_runtime_at_once(run_program):
     done = run_program("""
     #include <pthread.h>

@@ -77,6 +77,25 @@ def test_versions_and_counts(hip):
     assert number(hip, "hipGetDevice") == 0
 
 
+def test_texts_of_the_device_fit_where_they_go(hip):
+    for name in ("hipDeviceGetName", "hipDeviceGetPCIBusId"):
+        for length in (1, 5, 64):
+            text = ctypes.create_string_buffer(b"#" * 64, 64)
+            hip(name, text, length, 0)
+            assert len(text.value) <= length - 1 and text.raw[length:] == b"#" * (64 - length)
+    uuid = ctypes.create_string_buffer(b"#" * 17, 17)
+    hip("hipDeviceGetUuid", uuid, 0)
+    assert uuid.raw == device_calls.UUID + b"#"
+
+
+def test_there_is_one_device_and_no_peer(hip):
+    assert number(hip, "hipDeviceCanAccessPeer", 0, 1) == 0
+    hip("hipDeviceEnablePeerAccess", 1, 0, status=errors.BY_NAME["PeerAccessUnsupported"])
+    limit = errors.BY_NAME["UnsupportedLimit"]
+    assert number(hip, "hipDeviceGetLimit", 1, ctype=c_size_t) == 1 << 20
+    hip("hipDeviceSetLimit", 77, 1, status=limit)
+
+
 def test_memory_says_what_it_is(hip, mi300x):
     kinds = {"hipMalloc": (64,), "hipHostMalloc": (64, 0), "hipMallocManaged": (64, 1)}
     for expected, (name, arguments) in zip((2, 1, 3), kinds.items(), strict=True):
