@@ -12,6 +12,7 @@ from hip_engine.gfx942.code_object import CodeObject
 from hip_engine.gfx942.dispatch import BUDGET, Dispatcher, EmulatedKernel
 from hip_engine.gfx942.memory import READ_BIT, WRITTEN_BIT, Memory
 from hip_engine.gfx942.module import Module, relocated
+from hip_engine.gfx942.precompile import precompile
 from hip_engine.gfx942.sanitizer import parse_checks
 
 
@@ -90,6 +91,7 @@ class EmulatedDevice:
         module = self.open(code_object)
         if not module:
             raise CodeObjectError("the code object holds no kernel")
+        precompile(module.code, module.observed)
         return dict(module)
 
     def open(self, code_object: bytes) -> Module:

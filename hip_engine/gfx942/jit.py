@@ -140,8 +140,8 @@ def compile_kernel(
     return Compiled(build(path, code, kernel, instructions(), observed))
 
 
-def is_cached(code: CodeObject, kernel: KernelDescriptor) -> bool:
-    return _path(code, kernel, False).exists()
+def is_cached(code: CodeObject, kernel: KernelDescriptor, observed: bool = False) -> bool:
+    return _path(code, kernel, observed).exists()
 
 
 def _path(code: CodeObject, kernel: KernelDescriptor, observed: bool) -> Path:
