@@ -44,7 +44,8 @@ def spaces(opcode: str, target: str, data: str, offset: int):
         if "atomic" not in opcode:
             yield f"scratch_{opcode}", f"scratch_{opcode} {before}v3{after}, off {at}"
         held = target or data
-        if "atomic" not in opcode:
+        # With a result the data would be replaced; and this chip has no such atomic of bf16.
+        if "atomic" not in opcode or not (target or "bf16" in opcode):
             yield f"buffer_{opcode}", f"buffer_{opcode} {held}, v3, s[12:15], 0 offen {at}"
 
 
@@ -182,6 +183,7 @@ COMBINE = {
     "and": lambda old, x, n: old & x,
     "or": lambda old, x, n: old | x,
     "xor": lambda old, x, n: old ^ x,
+    "rsub": lambda old, x, n: (x - old) & MASK[n],
     "inc": lambda old, x, n: 0 if old >= x else old + 1,
     "dec": lambda old, x, n: x if old == 0 or old > x else old - 1,
 }
@@ -242,6 +244,17 @@ def atomic(combine, size: int, compare_first: bool | None = None):
     return function
 
 
+def masked_or(size: int):
+    def function(memory, at, data, old):
+        raw = b"".join(int(d).to_bytes(4, "little") for d in data)
+        mask, value = (int.from_bytes(raw[i * size : (i + 1) * size], "little") for i in (0, 1))
+        before = int.from_bytes(memory[at : at + size], "little")
+        memory[at : at + size] = (before & ~mask | value).to_bytes(size, "little")
+        return [before >> 32 * i & MASK[4] for i in range(size // 4)]
+
+    return function
+
+
 def no_result(function):
     def silent(*arguments):
         function(*arguments)
@@ -257,6 +270,8 @@ def atomic_rows(name: str, size: int, function, data: str, meaning: str, floats=
 
 
 for _name, _combine in COMBINE.items():
+    if _name == "rsub":
+        continue  # in LDS only
     for _size, _suffix in ((4, ""), (8, "_x2")):
         _function = atomic(_combine, _size)
         atomic_rows(_name + _suffix, _size, _function, registers(4, _size // 4), f"memory {_name}")
@@ -269,7 +284,7 @@ for _name, (_size, _floats, _combine) in FLOAT_COMBINE.items():
     atomic_rows(_name, _size, _function, _data, f"memory {_name}", _floats)
 
 DS_ATOMICS = {
-    **{n: (n, "u") for n in ("add", "sub", "inc", "dec")},
+    **{n: (n, "u") for n in ("add", "sub", "rsub", "inc", "dec")},
     **{n: (n, "b") for n in ("and", "or", "xor")},
     "smin": ("min", "i"),
     "smax": ("max", "i"),
@@ -293,6 +308,8 @@ for _size in (4, 8):
     ds_row(f"ds_wrxchg_rtn_b{_bits}", _one, atomic(COMBINE["swap"], _size), _size, "LDS swap")
     _two = f"{_one}, {registers(4 + _size // 4, _size // 4)}"
     for _rtn in ("", "_rtn"):
+        _meaning = "replace the bits of a mask"
+        ds_row(f"ds_mskor{_rtn}_b{_bits}", _two, masked_or(_size), _size, _meaning)
         _function = atomic(None, _size, compare_first=True)
         ds_row(f"ds_cmpst{_rtn}_b{_bits}", _two, _function, _size, "swap if LDS is src0")
 for _name, _floats in (
