@@ -252,6 +252,24 @@ for _bits in (32, 64):
             "is the bit 1",
         ),
     )
+
+
+def any_of_quads(x):
+    fifteen = x.dtype.type(15)
+    groups = range(bits_of(x) // 4)
+    quads = [(x >> x.dtype.type(4 * i) & fifteen != 0).astype(x.dtype) for i in groups]
+    return sum(quad << x.dtype.type(i) for i, quad in enumerate(quads))
+
+
+def doubled(x):
+    return sum((x.astype(U64) >> U64(i) & U64(1)) * U64(3) << U64(2 * i) for i in range(32))
+
+
+rows(
+    ("s_quadmask_b32", "u32 u32", nonzero(any_of_quads), "is any bit of a quad set"),
+    ("s_quadmask_b64", "u64 u64", nonzero(any_of_quads), "is any bit of a quad set"),
+    ("s_bitreplicate_b64_b32", "u64 u32", stays(doubled), "every bit twice"),
+)
 CONDITIONS = {
     "eq": np.equal,
     "lg": np.not_equal,
