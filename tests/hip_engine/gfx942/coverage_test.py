@@ -13,6 +13,8 @@ ELSEWHERE = {
     "s_setpc_b64 s_branch s_cbranch_scc0 s_cbranch_scc1 s_cbranch_execz s_cbranch_execnz "
     "s_cbranch_vccz s_cbranch_vccnz",
     "faults_test": "s_trap",
+    "division_test": "v_div_scale_f32 v_div_scale_f64 v_div_fmas_f32 v_div_fmas_f64 "
+    "v_div_fixup_f32 v_div_fixup_f64",
     "programs_test": "ds_bpermute_b32 ds_swizzle_b32 v_readlane_b32 v_readfirstlane_b32",
     "vector_table": "v_accvgpr_read_b32 v_accvgpr_mov_b32",
     "opcode_bench": "s_load_dwordx4 s_load_dwordx8 v_writelane_b32",
