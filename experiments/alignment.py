@@ -70,7 +70,7 @@ class Alignment:
             found.append((EXIT_INCONCLUSIVE, "no prompt was run"))
         doubtful = [r for r in self.routes if r.status not in ("ok", "not possible")]
         if doubtful:
-            names = ", ".join(sorted({f"{r.route} ({r.status})" for r in doubtful}))
+            names = ", ".join(sorted({f"{r.observed or r.route} ({r.status})" for r in doubtful}))
             found.append((EXIT_INCONCLUSIVE, f"route matrix: {names}; --route judges one of them"))
         return found
 

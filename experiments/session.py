@@ -34,16 +34,11 @@ def run(config: Config, clock: Clock) -> Alignment:
         for prompt in config.prompt:
             tokenise(oracle, prompt, config.max_tokens)
     device = open_device(config.device)
+    patches = inject.kernel_patches(fault)
     parts = ((kernels, "build", "kernel build"), (jit, "compile_kernel", "translation"))
     with inject.host_patch(fault), clock.watching(parts):
         with clock.stage("engine load"):
-            engine = engines.Engine.open(
-                config.model,
-                device,
-                route=config.route,
-                kv_dtype=config.kv_dtype,
-                source_patch=inject.kernel_patches(fault),
-            )
+            engine = _open_engine(config, device, config.route, patches)
         alignment = Alignment(
             config,
             _facts(config, oracle, engine),
@@ -60,7 +55,7 @@ def run(config: Config, clock: Clock) -> Alignment:
                 alignment.device_faults.append(f"{prompt}: {error}")
                 continue
             alignment.results[prompt] = result
-        alignment.routes.extend(_route_matrix(alignment, engine, device, clock))
+        alignment.routes.extend(_route_matrix(alignment, engine, device, patches, clock))
     return alignment
 
 
@@ -133,7 +128,7 @@ def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict
 
 
 def _route_matrix(
-    alignment: Alignment, engine, device: Device, clock: Clock
+    alignment: Alignment, engine, device: Device, patches, clock: Clock
 ) -> Iterator[RouteResult]:
     """All nine combinations; a route that several names stand for is run once."""
     config, results = alignment.config, alignment.results
@@ -144,7 +139,7 @@ def _route_matrix(
             continue
         if chosen not in ran:
             with clock.stage("other routes", str(chosen)):
-                ran[chosen] = _run_route(alignment, device, chosen)
+                ran[chosen] = _run_route(alignment, device, chosen, patches)
         for prompt, result in results.items():
             yield _route_result(name, chosen, why, ran[chosen][prompt], result.reference)
 
@@ -154,19 +149,29 @@ def _as_route_run(result: PromptResult) -> under_test.RouteRun:
     return under_test.RouteRun(*result.run.top1_T[last : last + 2], result.run.attestation)
 
 
-def _run_route(alignment: Alignment, device: Device, route) -> dict[str, under_test.RouteRun]:
-    config = alignment.config
-    engine = engines.Engine.open(config.model, device, route=route, kv_dtype=config.kv_dtype)
-    try:
-        return {
-            prompt: under_test.run_route(engine, result.reference)
-            for prompt, result in alignment.results.items()
-        }
-    finally:
-        engine.close()
+def _run_route(
+    alignment: Alignment, device: Device, route: routes.Route, patches
+) -> dict[str, under_test.RouteRun | DeviceFault]:
+    config, ran = alignment.config, {}
+    engine = _open_engine(config, device, route, patches)
+    for prompt, result in alignment.results.items():
+        try:
+            ran[prompt] = under_test.run_route(engine, result.reference)
+        except DeviceFault as fault:
+            ran[prompt] = fault
+    engine.close()
+    return ran
 
 
-def _route_result(name, chosen, why, ran: under_test.RouteRun, reference: Reference) -> RouteResult:
+def _open_engine(config: Config, device: Device, route, patches):
+    return engines.Engine.open(
+        config.model, device, route=route, kv_dtype=config.kv_dtype, source_patch=patches
+    )
+
+
+def _route_result(name, chosen, why, ran, reference: Reference) -> RouteResult:
+    if isinstance(ran, DeviceFault):
+        return RouteResult(name, reference.prompt, status="device fault", note=str(ran))
     tokens = ran.prefill_last_top1, ran.decode0_top1
     seen = ran.attestation
     if why_not_attested(str(chosen), seen.observed, seen.attention_mfma):

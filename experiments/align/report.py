@@ -138,7 +138,8 @@ def table_c(results: Iterable[RouteResult], expected: Mapping[str, tuple[int, in
     for result in results:
         by_route.setdefault(result.route, []).append(result)
     for route, found in by_route.items():
-        tokens = {r.prompt: f"{r.prefill_last_top1}, {r.decode0_top1}" for r in found}
+        ran = [r for r in found if r.decode0_top1 is not None]
+        tokens = {r.prompt: f"{r.prefill_last_top1}, {r.decode0_top1}" for r in ran}
         bad = [r.status for r in found if r.status != "ok"]
         observed = ", ".join(sorted({r.observed for r in found if r.observed}))
         cells = [tokens.get(prompt, "-") for prompt in expected]
