@@ -48,10 +48,10 @@ def test_a_file_that_is_no_gguf(capsys, tmp_path):
 def test_another_architecture(capsys, tmp_path):
     data = bytearray(MODEL.read_bytes())
     at = data.index(b"llama", data.index(b"general.architecture"))
-    data[at : at + 5] = b"qwen2"
-    path = tmp_path / "qwen.gguf"
+    data[at : at + 5] = b"mamba"
+    path = tmp_path / "mamba.gguf"
     path.write_bytes(data)
-    assert "'qwen2' is not supported; supported: llama" in refused(capsys, f"--model={path}")
+    assert "'mamba' is not supported; supported: llama" in refused(capsys, f"--model={path}")
 
 
 def test_an_unknown_dtype(capsys, tmp_path):
