@@ -64,7 +64,14 @@ def test_three_matrices_of_different_heights_share_a_launch(bench):
                 reference.assert_within(*_inserted(reference.gemv(w, x), got))
 
 
-@pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)
+QUICK = (T.F16, T.Q4_K, T.Q6_K)
+EVERY_FORMAT = [
+    pytest.param(type, id=type.name, marks=[pytest.mark.slow] * (type not in QUICK))
+    for type in FORMATS
+]
+
+
+@pytest.mark.parametrize("type", EVERY_FORMAT)
 def test_a_token_has_the_same_bits_alone_and_in_a_batch(bench, type):
     rows, columns = 37, COLUMNS[type][-1]
     raw, _ = weights(type, rows, columns)
@@ -91,7 +98,7 @@ def test_matrix_cores_agree_with_fp64_at_every_tile_tail(bench, tokens):
     _compare_on_matrix_cores(bench, T.Q4_K, 70, 256, tokens)
 
 
-@pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)
+@pytest.mark.parametrize("type", EVERY_FORMAT)
 def test_matrix_cores_decode_every_format(bench, type):
     columns = 768 if type in (T.Q4_K, T.Q5_K, T.Q6_K) else 96
     _compare_on_matrix_cores(bench, type, 300, columns, 17)
