@@ -198,6 +198,7 @@ def _leaders(code: CodeObject, kernel: KernelDescriptor, reached: list[Instructi
 def _blocks(reached: list[Instruction], leaders: set[int]) -> list[Block]:
     blocks: list[Block] = []
     current: list[Instruction] = []
+    indexed = False
 
     def close() -> None:
         if current:
@@ -206,9 +207,12 @@ def _blocks(reached: list[Instruction], leaders: set[int]) -> list[Block]:
 
     for inst in reached:
         gap = current and current[-1].address + current[-1].size != inst.address
-        if inst.address in leaders or gap or len(current) >= BLOCK_INSTRUCTIONS:
+        full = len(current) >= BLOCK_INSTRUCTIONS and not indexed
+        if inst.address in leaders or gap or full:
             close()
         current.append(inst)
+        if inst.mnemonic.startswith("s_set_gpr_idx_o"):  # on ... off stay in one block
+            indexed = inst.mnemonic == "s_set_gpr_idx_on"
     close()
     return blocks
 

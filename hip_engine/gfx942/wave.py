@@ -14,6 +14,7 @@ from hip_engine.gfx942.effects import SCC_INDEX, Effects
 from hip_engine.gfx942.emit import FLOATS, Emit, V, Value, like, scalar_of, width
 
 EXEC, VCC, M0 = 126, 106, 124
+LAST_ROW, LAST_SGPR = 255, 127
 SHARED_APERTURE_HI, PRIVATE_APERTURE_HI = 0x00010000, 0x00020000
 NAMED_64 = {
     "shared_base": SHARED_APERTURE_HI << 32,
@@ -38,6 +39,7 @@ class Wave(Emit):
 
     def begin_block(self) -> None:
         self._exec = None
+        self.indexed: frozenset[str] = frozenset()  # operands under s_set_gpr_idx_on
 
     def unsupported(self, why: str) -> UnsupportedInstruction:
         return UnsupportedInstruction(why)
@@ -45,11 +47,15 @@ class Wave(Emit):
     # Scalar registers.
 
     def sgpr(self, index: int, bits: int = 32, role: str = "sread") -> Value:
+        if index + bits // 32 - 1 > LAST_SGPR:
+            raise self.unsupported("a scalar register range past the end of its file")
         self.effects.add(role, index, bits // 32)
         pointer = self.pointer("%w", layout.SGPR + 4 * index)
         return self.load(f"i{bits}", pointer, 4)
 
     def set_sgpr(self, index: int, value: Value) -> None:
+        if index + width(value.ty) // 32 - 1 > LAST_SGPR:
+            raise self.unsupported("a scalar register range past the end of its file")
         self.effects.add("swrite", index, width(value.ty) // 32)
         self.store(value, self.pointer("%w", layout.SGPR + 4 * index), 4)
         if index + width(value.ty) // 32 > EXEC:
@@ -112,6 +118,8 @@ class Wave(Emit):
         """Byte offset of a vector register in the wave's state."""
         if operand.kind not in ("v", "a"):
             raise self.unsupported(f"operand {operand} is not a vector register")
+        if operand.index + max(part, operand.count - 1) > LAST_ROW:
+            raise self.unsupported("a register range past the end of its file")
         index = operand.index + part + (256 if operand.kind == "a" else 0)
         return layout.VGPR + layout.ROW_BYTES * index
 

@@ -2,6 +2,7 @@
 
 from hip_engine.gfx942.isa import (  # noqa: F401
     buffer,
+    indexed,
     lanes,
     memory_ops,
     mfma,
