@@ -200,12 +200,24 @@ def prompt_text(name: str) -> str:
     raise UsageError(f"unknown prompt {name!r}: use one of {known}, or the path of a text file")
 
 
-def configure_jax() -> None:
-    """fp64, strict promotion, and compiled programs kept between runs in the user's cache."""
+GPU_XLA_FLAGS = "--xla_gpu_deterministic_ops=true"
+"""No atomics, no algorithm chosen by a stopwatch: two runs on one kind of GPU are bit-equal."""
+
+
+def configure_jax(device: str = "cpu") -> None:
+    """fp64, strict promotion, and compiled programs kept between runs in the user's cache.
+
+    Raises UsageError if `device` is "gpu" and JAX has none.
+    """
+    if device == "gpu":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {GPU_XLA_FLAGS}".strip()
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "greta-jax" / "xla"
-    jax.config.update("jax_platforms", "cpu")
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    elif jax.default_backend() != "gpu":
+        raise UsageError("--device=gpu: this JAX has no GPU; install jax[cuda13] or its ROCm build")
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -46,8 +46,11 @@ class KVCache:
 
 
 def _padded(slabs, extra: int) -> tuple[jax.Array, ...]:
+    """Layers that share a slab (an empty cache's do) go on sharing one."""
     pad = jnp.zeros((extra, *slabs[0].shape[1:]), slabs[0].dtype)
-    return tuple(jnp.concatenate([slab, pad]) for slab in slabs)
+    distinct = {id(slab): slab for slab in slabs}
+    padded = {key: jnp.concatenate([slab, pad]) for key, slab in distinct.items()}
+    return tuple(padded[id(slab)] for slab in slabs)
 
 
 def pad_slab(slab_SKH: np.ndarray) -> np.ndarray:

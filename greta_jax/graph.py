@@ -120,8 +120,9 @@ def _qk_norm(row: Architecture, source: str) -> Op:
 def evaluate(op: Op, how: Arithmetic, cfg: LayerConfig, inputs, weights) -> jax.Array:
     """One op: arguments cast to the compute dtype, the result rounded to the site's storage.
 
-    XLA's own order is compiled whole; a chosen order runs primitive by primitive, so that nothing
-    is fused across a rounding (greta_jax.reduce).
+        XLA's own order is compiled whole; a chosen order runs primitive by primitive, so that nothing
+    is fused across a rounding (greta_jax.reduce). Products of fp32 are of fp32 ("highest"): a GPU
+        would otherwise round their factors to TF32.
     """
     run = _compiled if how.order == "native" else _evaluate
     return run(op.function, cfg, how, tuple(inputs), tuple(weights))
@@ -130,7 +131,8 @@ def evaluate(op: Op, how: Arithmetic, cfg: LayerConfig, inputs, weights) -> jax.
 def _evaluate(function, cfg, how, inputs, weights):
     weights = [stored(w, how.weight).astype(how.compute) for w in weights]
     cast = (x.astype(how.compute) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs)
-    return stored(function(cfg, how, *cast, *weights), how.store)
+    with jax.default_matmul_precision("highest"):
+        return stored(function(cfg, how, *cast, *weights), how.store)
 
 
 _compiled = partial(jax.jit, static_argnums=(0, 1, 2))(_evaluate)

@@ -141,6 +141,7 @@ class Oracle:
 
     def run_layer(self, run: "Run", layer: int) -> None:
         """One layer: every op of the table, in order."""
+        self.weights.send_ahead(layer)
         tensors = {**run.sources, "resid.in": run.x_TD}
         tensors["rotation"] = run.sources["rotation"][self.config.rope_base_of(layer)]
         for op in self.ops:
@@ -156,6 +157,7 @@ class Oracle:
         x_TD = self.apply(FINAL_NORM, MODEL_LAYER, {"resid.in": run.x_TD})
         run.tap(MODEL_LAYER, "final.norm", x_TD)
         logits_TV = np.asarray(self.apply(LOGITS, MODEL_LAYER, {"final.norm": x_TD}))[: run.tokens]
+        self.weights.settle()
         run.tap(MODEL_LAYER, "logits", logits_TV)
         return logits_TV
 

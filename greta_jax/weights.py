@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 
+from greta_jax import accelerator
 from greta_jax.architectures import Architecture
 from greta_jax.config import LlamaConfig
 from greta_jax.errors import TensorError
@@ -78,10 +79,6 @@ MODEL_TENSORS = {
     "unembed_VD": Tensor("output.weight", "V,D"),
 }
 ROPE_FACTORS = "rope_freqs.weight"
-CHUNK_WEIGHTS = 2**21
-"""Weights decoded and multiplied at a time. Small enough to stay in cache and in recycled memory:
-decoding is several times faster than into fresh pages, and the products no slower."""
-
 RESIDENT_SHARE = 0.25
 """Share of the machine's memory that decoded weights may take and stay."""
 
@@ -106,6 +103,7 @@ class ModelWeights:
         self.resident = self._fits() if resident is None else resident
         self._kept: dict[tuple[str, int], tuple[jax.Array, ...]] = {}
         self._finite: set[tuple[str, int]] = set()
+        self._ahead, self._checks = accelerator.Ahead(), accelerator.Checks()
 
     def with_store(self, store: str) -> "ModelWeights":
         """The same tensors stored in another dtype (decoded anew)."""
@@ -132,6 +130,7 @@ class ModelWeights:
     def load(self, name: str, layer: int = -1) -> jax.Array:
         """One whole weight, shaped as its suffix says. Raises as `chunks`."""
         parts = list(self._decode(name, layer))
+        self.settle()
         return jnp.concatenate([part.reshape(-1) for part in parts]).reshape(self.shape(name))
 
     def _decode(self, name: str, layer: int) -> Iterator[jax.Array]:
@@ -140,11 +139,34 @@ class ModelWeights:
         rows = rows_of_chunk(info.shape[-1])
         counts = []
         for start in range(0, raw.shape[0], rows):
-            weights = dequantize_blocks(raw[start : start + rows], info.dtype, self.store)
+            piece = self._ahead.take((name, layer, start), raw[start : start + rows])
+            weights = dequantize_blocks(piece, info.dtype, self.store)
             if (name, layer) not in self._finite:
                 counts.append(_count_nonfinite(weights))
             yield weights if len(info.shape) > 1 else weights.reshape(info.shape)
-        self._check_finite(name, layer, counts)
+        self._checks.add(self._check_finite, name, layer, counts)
+
+    def settle(self) -> None:
+        """Raises TensorError if a tensor used so far holds NaN or inf and was not yet refused."""
+        self._checks.settle()
+
+    def send_ahead(self, layer: int) -> None:
+        """Starts copying what the next layers need to a GPU; on a CPU there is nothing to do."""
+        if not accelerator.in_use():
+            return
+        last = min(layer + accelerator.LAYERS_AHEAD, self.config.layers - 1)
+        wanted = [
+            (n, at) for at in range(layer, last + 1) for n in self.table if n not in MODEL_TENSORS
+        ]
+        if last == self.config.layers - 1:
+            wanted.append(("unembed_VD", -1))
+        for name, at in wanted:
+            if (name, at) in self._kept:
+                continue
+            raw = self.raw_rows(name, at)
+            rows = rows_of_chunk(self.file.info(self.tensor_name(name, at)).shape[-1])
+            for start in range(0, raw.shape[0], rows):
+                self._ahead.ask((name, at, start), raw[start : start + rows])
 
     def raw_rows(self, name: str, layer: int = -1) -> np.ndarray:
         """The stored bytes of a weight's rows [rows, bytes of a row]; a vector is one row."""
@@ -260,7 +282,7 @@ def rope_factors(file: GgufFile, head_dim: int) -> tuple[float, ...] | None:
 
 def rows_of_chunk(columns: int) -> int:
     """Rows of a matrix decoded at a time: a power of two, so that chunks share compiled code."""
-    return 1 << max(CHUNK_WEIGHTS // columns, 1).bit_length() - 1
+    return 1 << max(accelerator.chunk_weights() // columns, 1).bit_length() - 1
 
 
 @jax.jit

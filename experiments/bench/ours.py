@@ -1,0 +1,191 @@
+"""Worker: the oracle from GGUF file to a tensor a layer and logits, on a CPU or a GPU."""
+
+import hashlib
+import math
+
+from experiments import flags
+from experiments.bench.process import peak_rss_bytes, timed
+
+RATE_SIZE = {"cpu": 1024, "gpu": 8192}
+DECODED = 32
+DTYPE = {"fp64": "float64", "fp32": "float32"}
+
+
+def measure(question: dict) -> dict:
+    """Keys: model, precision, tokens (list), device, resident (list of bools), decode."""
+    device, dtype = question["device"], DTYPE[question["precision"]]
+    import_s, _ = timed(lambda: flags.configure_jax(device))
+    answer = {"import_s": import_s, "passes": []}
+    if question.get("rates", True):
+        answer |= {"rate_flops": matrix_rate(dtype, RATE_SIZE[device])}
+    for resident in question["resident"]:
+        for tokens in question["tokens"]:
+            answer["passes"].append(_passes(question, dtype, tokens, resident))
+        if resident and question.get("decode"):
+            answer["decode"] = _decode(question, dtype, question["tokens"][0])
+    return answer | memory() | {"device": device_name()}
+
+
+_OPEN: dict = {}
+
+
+def oracle(question: dict, dtype: str, resident: bool):
+    """The model, opened once a process."""
+    from greta_jax.model import Oracle
+    from greta_jax.precision import Policy
+
+    if resident not in _OPEN:
+        _OPEN.clear()
+        _OPEN[resident] = Oracle.open(question["model"], Policy.uniform(dtype), resident=resident)
+    return _OPEN[resident]
+
+
+def token_ids(model, tokens: int):
+    """Random ids, the same for every side."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, model.config.vocab, tokens)
+
+
+def _passes(question: dict, dtype: str, tokens: int, resident: bool) -> dict:
+    """A first pass (it compiles and reads), and `again` more."""
+    open_s, model = timed(lambda: oracle(question, dtype, resident))
+    ids = token_ids(model, tokens)
+    first = one_pass(model, ids)
+    again = [one_pass(model, ids) for _ in range(question.get("again", 1))]
+    best = min(again, key=lambda one: one["total_s"])
+    found = {
+        "tokens": tokens,
+        "resident": resident,
+        "open_s": open_s,
+        "first_s": first["total_s"],
+        "again": best,
+        "bit_equal": len({one["digest"] for one in (first, *again)}) == 1,
+        "digest": first["digest"],
+        "flop": product_flop(model, tokens),
+    }
+    if question.get("products", True):
+        found["products_s"] = products_s(model, dtype, tokens)
+    return found | memory()
+
+
+def one_pass(model, ids) -> dict:
+    """Seconds of each layer and of the head; then what bringing the logits to the host costs.
+
+    Keeps resid.out of every layer as fp32, as a study would. On a GPU a layer is waited for when
+    the next one is on its way, so that the device never waits for Python.
+    """
+    import numpy as np
+
+    from greta_jax import accelerator
+    from greta_jax.graph import FINAL_NORM, KV_SITES, LOGITS
+    from greta_jax.taps import MODEL_LAYER, Taps
+
+    def layer(index):
+        model.run_layer(run, index)
+        for site in KV_SITES:
+            run.slabs[site].pop(index)
+        kept.append(run.x_TD.astype("float32"))
+        kept[-2 if ahead and index else -1].block_until_ready()
+
+    def head():
+        x_TD = model.apply(FINAL_NORM, MODEL_LAYER, {"resid.in": run.x_TD})
+        return model.apply(LOGITS, MODEL_LAYER, {"final.norm": x_TD}).block_until_ready()
+
+    kept: list = []
+    ahead = accelerator.in_use()
+    embed_s, run = timed(lambda: model.begin(ids, model.empty_cache(), Taps()))
+    layer_s = [timed(lambda i=i: layer(i))[0] for i in range(model.config.layers)]
+    head_s, logits_TV = timed(head)
+    model.weights.settle()
+    host_s, host = timed(lambda: [np.asarray(x)[: run.tokens] for x in (*kept, logits_TV)])
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in host[-2:]))
+    return {
+        "total_s": embed_s + sum(layer_s) + head_s,
+        "to_host_s": host_s,
+        "embed_s": embed_s,
+        "layer_s": layer_s,
+        "head_s": head_s,
+        "digest": digest.hexdigest()[:16],
+    }
+
+
+def _decode(question: dict, dtype: str, tokens: int) -> dict:
+    """Greedy tokens a second after a prompt, weights decoded and resident."""
+    model = oracle(question, dtype, True)
+    step = model.prefill(token_ids(model, tokens))
+    times = []
+    for _ in range(question.get("decoded", DECODED)):
+        spent, step = timed(lambda s=step: model.decode(s.cache, int(s.logits_TV[-1].argmax())))
+        times.append(spent)
+    usual = sorted(times)[len(times) // 2]
+    return {"tokens_per_s": 1 / usual, "median_s": usual, "first_s": times[0]}
+
+
+def matrices(model) -> list[tuple[int, int]]:
+    """Rows and columns of every matrix that a token is multiplied with."""
+    from greta_jax.weights import MODEL_TENSORS
+
+    weights, layer = model.weights, []
+    for name in weights.table:
+        shape = weights.shape(name)
+        if name not in MODEL_TENSORS and len(shape) > 1:
+            columns = weights.file.info(weights.tensor_name(name, 0)).shape[-1]
+            layer.append((math.prod(shape) // columns, columns))
+    return layer * model.config.layers + [(model.config.vocab, model.config.dim)]
+
+
+def product_flop(model, tokens: int) -> float:
+    """Multiplications and additions with weights; attention's own products are not counted."""
+    return sum(2.0 * rows * columns * tokens for rows, columns in matrices(model))
+
+
+def products_s(model, dtype: str, tokens: int) -> float:
+    """Time of the products with weights alone, in the chunks and shapes of the forward."""
+    from collections import Counter
+
+    from greta_jax.weights import rows_of_chunk
+
+    total = 0.0
+    for (rows, columns), count in Counter(matrices(model)).items():
+        chunk = min(rows_of_chunk(columns), rows)
+        total += count * rows / chunk * _product_s(dtype, tokens, columns, chunk)
+    return total
+
+
+def matrix_rate(dtype: str, size: int) -> float:
+    """Operations a second of the best of several square products."""
+    return 2.0 * size**3 / _product_s(dtype, size, size, size)
+
+
+def _product_s(dtype: str, tokens: int, columns: int, rows: int) -> float:
+    """Seconds of x[T, X] times w[E, X] of random numbers: the best of three rounds."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(lambda x, w: jnp.einsum("TX,EX->TE", x, w, precision="highest"))
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (tokens, columns), dtype)
+    w = jax.random.normal(keys[1], (rows, columns), dtype)
+    product(x, w).block_until_ready()
+    count = max(1, min(8, int(2e12 / (2.0 * tokens * columns * rows))))
+
+    def several():
+        jax.block_until_ready([product(x, w) for _ in range(count)])
+
+    return min(timed(several)[0] for _ in range(3)) / count
+
+
+def memory() -> dict:
+    """Peaks so far, of the host and of the device if it has memory of its own."""
+    import jax
+
+    stats = jax.devices()[0].memory_stats() or {}
+    return {"rss_bytes": peak_rss_bytes(), "device_bytes": stats.get("peak_bytes_in_use", 0)}
+
+
+def device_name() -> str:
+    """What JAX computes on."""
+    import jax
+
+    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
