@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import shutil
+import tempfile
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -80,18 +81,22 @@ def runtime() -> LoadedObject:
     key = hashlib.sha256(version.encode()).hexdigest()
     path = cache() / f"runtime-{key}.o"
     if not path.exists():
-        defines = [f"-DOFFSET_{name}={value}" for name, value in layout.OFFSETS.items()]
-        target = path.with_suffix(".tmp.o")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source = str(HERE / "runtime.c")
-        done = run([compiler, *RUNTIME_FLAGS, *defines, "-c", source, "-o", str(target)])
-        if done.returncode:
-            raise CodeObjectError(f"{compiler} failed on the emulator's runtime: {done.stderr}")
-        target.replace(path)
+        write_atomically(path, _compile_runtime(compiler))
     loaded = LoadedObject(path.read_bytes())
     for name in _defined_functions(path.read_bytes()):
         llvm.add_symbol(name, loaded.address(name))
     return loaded
+
+
+def _compile_runtime(compiler: str) -> bytes:
+    defines = [f"-DOFFSET_{name}={value}" for name, value in layout.OFFSETS.items()]
+    with tempfile.TemporaryDirectory(prefix="gfx942-runtime-") as folder:
+        output = Path(folder) / "runtime.o"
+        source = str(HERE / "runtime.c")
+        done = run([compiler, *RUNTIME_FLAGS, *defines, "-c", source, "-o", str(output)])
+        if done.returncode:
+            raise CodeObjectError(f"{compiler} failed on the emulator's runtime: {done.stderr}")
+        return output.read_bytes()
 
 
 def _defined_functions(data: bytes) -> list[str]:
