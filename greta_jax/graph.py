@@ -120,9 +120,9 @@ def _qk_norm(row: Architecture, source: str) -> Op:
 def evaluate(op: Op, how: Arithmetic, cfg: LayerConfig, inputs, weights) -> jax.Array:
     """One op: arguments cast to the compute dtype, the result rounded to the site's storage.
 
-        XLA's own order is compiled whole; a chosen order runs primitive by primitive, so that nothing
+    XLA's own order is compiled whole; a chosen order runs primitive by primitive, so that nothing
     is fused across a rounding (greta_jax.reduce). Products of fp32 are of fp32 ("highest"): a GPU
-        would otherwise round their factors to TF32.
+    would otherwise round their factors to TF32.
     """
     run = _compiled if how.order == "native" else _evaluate
     return run(op.function, cfg, how, tuple(inputs), tuple(weights))
