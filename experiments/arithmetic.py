@@ -94,6 +94,13 @@ class OracleArithmetic:
             return GrowingSlabs(new_TKH, lambda t: np.zeros((t, *new_TKH.shape[1:])))
         return _evaluate(partial(self._bound, declared, layer, site), site, inputs)
 
+    def bound_of(
+        self, oracle: Oracle, layer: int, site: str, inputs: dict, slack: np.ndarray | None
+    ) -> np.ndarray:
+        """What the engine's declared precision may round away of one op on any inputs."""
+        error = bound(oracle, site, layer, inputs, self.engine_precision[site])
+        return error if slack is None else error + self._moved(layer, site, inputs, slack)
+
     def _bound(self, declared: dict, layer: int, site: str, inputs: dict) -> np.ndarray:
         exact = _without(inputs, SLACK)
         error = bound(self.fp64, site, layer, exact, declared)
@@ -134,7 +141,7 @@ def _evaluate(function: Callable[[dict], np.ndarray], site: str, inputs: dict) -
     if site not in ATTENTION_SITES:
         return function(inputs)
     slabs = [name for name in KV_SITES if name in inputs]
-    if all(_append_only(inputs[name]) for name in slabs):
+    if all(append_only(inputs[name]) for name in slabs):
         return rows_of(site, function({**inputs, **{name: inputs[name][-1] for name in slabs}}))
     return [
         function(
@@ -170,7 +177,7 @@ def _without(inputs: dict, left_out: str) -> dict:
     return {name: value for name, value in inputs.items() if name != left_out}
 
 
-def _append_only(slabs: compare.Rows) -> bool:
+def append_only(slabs: compare.Rows) -> bool:
     """Whether no step changed a slot of an earlier one: then one slab serves all tokens."""
     last_SKH = slabs[-1]
     return all(

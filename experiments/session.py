@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Iterator
 
 import hip_engine.engine as engines
-from experiments import inject, under_test
+from experiments import explain, inject, under_test
 from experiments.align import compare, faults, records, sites, trace
 from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
@@ -101,7 +101,8 @@ def _align(
     if not config.decode_ref:
         return PromptResult(reference, got, [], "")
     dims = oracle.config.dimensions
-    arithmetic = OracleArithmetic(oracle, dims, engine.precision).as_arithmetic()
+    ops = OracleArithmetic(oracle, dims, engine.precision)
+    arithmetic = ops.as_arithmetic()
     declared = compare.Declared(
         dims=dims,
         stores={site: engine.precision[site]["store"] for site in engine.sites},
@@ -115,7 +116,10 @@ def _align(
         for found in judged:
             verdicts.append(found)
             progress(len(verdicts), total)
-    return PromptResult(reference, got, verdicts, _assertion(verdicts, got.trace, dims))
+    assertion = _assertion(verdicts, got.trace, dims)
+    with clock.stage("known mistakes", prompt):
+        naming = explain.name_first(ops, got.trace, verdicts)
+    return PromptResult(reference, got, verdicts, assertion, naming)
 
 
 def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict[str, int]) -> str:

@@ -32,27 +32,32 @@ class Question:
     layer: int
     inputs: Tensors
     others: dict[tuple[int, str], np.ndarray]
+    evaluate: Callable = replay
+    """`replay`, or another function of its arguments whose rows belong to the same elements, such
+    as a bound of what rounding may do: what a mistake permutes, it permutes of that too."""
 
     def ask(self, **changes) -> np.ndarray:
         """The op on changed inputs (dots in names written as underscores twice)."""
         changed = {name.replace("__", "."): value for name, value in changes.items()}
-        return replay(self.oracle, self.site, self.layer, self.inputs | changed)
+        return self.evaluate(self.oracle, self.site, self.layer, self.inputs | changed)
 
     def under(self, policy: Policy) -> np.ndarray:
         """The op on the same inputs in another precision."""
-        return replay(self.oracle.with_policy(policy), self.site, self.layer, self.inputs)
+        return self.evaluate(self.oracle.with_policy(policy), self.site, self.layer, self.inputs)
 
 
 Hypothesis = Callable[[Question], np.ndarray | None]
 """The counterfactual tensor, or None where the mistake cannot show or its inputs are not there."""
 
 
-def counterfactuals(oracle: Oracle, site: str, layer: int, inputs: Tensors, others=None) -> Tensors:
+def counterfactuals(
+    oracle: Oracle, site: str, layer: int, inputs: Tensors, others=None, evaluate=replay
+) -> Tensors:
     """Every hypothesis that applies to one captured op, by name, in the shape of `replay`.
 
-    Raises SiteError as `replay`.
+    Elements of which a hypothesis says nothing are NaN. Raises SiteError as `replay`.
     """
-    question = Question(oracle, site, layer, inputs, others or {})
+    question = Question(oracle, site, layer, inputs, others or {}, evaluate)
     answers = {name: ask(question) for name, ask in HYPOTHESES.get(site, {}).items()}
     return {name: answer for name, answer in answers.items() if answer is not None}
 
@@ -65,14 +70,18 @@ def _positions(q: Question) -> np.ndarray:
 def newest_key_missing(q: Question):
     """R5: pos keys are read where pos + 1 are there."""
     positions = _positions(q) - 1
-    return q.ask(positions=positions) if positions.min() >= 0 else None
+    if positions.max() < 0:
+        return None
+    answer = np.array(q.ask(positions=np.maximum(positions, 0)))
+    answer[positions < 0] = np.nan
+    return answer
 
 
 def _other_layer(q: Question, layer: int):
     slabs = {name: q.others.get((layer, name)) for name in ("kv.k", "kv.v") if name in q.inputs}
     if layer == q.layer or any(slab is None for slab in slabs.values()):
         return None
-    return replay(q.oracle, q.site, q.layer, q.inputs | slabs)
+    return q.evaluate(q.oracle, q.site, q.layer, q.inputs | slabs)
 
 
 def kv_base_of_layer_0(q: Question):
@@ -91,7 +100,7 @@ def last_64_keys_only(q: Question):
     if start <= 0 or len(q.inputs["attn.q_rope"]) != 1:
         return None
     slabs = {name: q.inputs[name][start:] for name in ("kv.k", "kv.v") if name in q.inputs}
-    answer = replay(q.oracle, q.site, q.layer, _without_positions(q.inputs) | slabs)
+    answer = q.evaluate(q.oracle, q.site, q.layer, _without_positions(q.inputs) | slabs)
     if q.site == "attn.out":
         return answer
     fill = -np.inf if q.site == "attn.scores" else 0.0
@@ -104,7 +113,7 @@ def chunk_ignores_the_cache(q: Question):
     if T == S or q.site != "attn.out":
         return None
     slabs = {name: q.inputs[name][S - T :] for name in ("kv.k", "kv.v")}
-    return replay(q.oracle, q.site, q.layer, _without_positions(q.inputs) | slabs)
+    return q.evaluate(q.oracle, q.site, q.layer, _without_positions(q.inputs) | slabs)
 
 
 def _without_positions(inputs: Tensors) -> Tensors:
@@ -132,6 +141,17 @@ def values_read_one_slot_early(q: Question):
     return q.ask(kv__v=np.concatenate([q.inputs["kv.v"][:1], q.inputs["kv.v"][:-1]]))
 
 
+def keys_and_values_swapped(q: Question):
+    """Scores from V, and K summed."""
+    return q.ask(kv__k=q.inputs["kv.v"], kv__v=q.inputs["kv.k"])
+
+
+def scale_is_1_over_h(q: Question):
+    """Scores divided by H where it is its root."""
+    factor = q.oracle.config.head_dim**-0.5
+    return q.ask(attn__q_rope=np.asarray(q.inputs["attn.q_rope"], np.float64) * factor)
+
+
 def scale_missing(q: Question):
     """Scores without 1/sqrt(H)."""
     factor = q.oracle.config.head_dim**0.5
@@ -157,7 +177,7 @@ def rotated_in_halves(q: Question):
     x = np.asarray(q.inputs[name])
     H = x.shape[-1]
     paired = np.stack([x[..., : H // 2], x[..., H // 2 :]], axis=-1).reshape(x.shape)
-    answer = replay(q.oracle, q.site, q.layer, q.inputs | {name: paired})
+    answer = q.evaluate(q.oracle, q.site, q.layer, q.inputs | {name: paired})
     return np.concatenate([answer[..., 0::2], answer[..., 1::2]], axis=-1)
 
 
@@ -180,7 +200,7 @@ def rope_base_10000(q: Question):
         return None
     config = replace(q.oracle.config, rope_base=10000.0)
     oracle = Oracle(q.oracle.file, config, q.oracle.weights, q.oracle.policy)
-    return replay(oracle, q.site, q.layer, q.inputs)
+    return q.evaluate(oracle, q.site, q.layer, q.inputs)
 
 
 def weight_read_transposed(q: Question):
@@ -224,7 +244,7 @@ def _swap(raw: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 def tile_stored_transposed(q: Question):
     """R9: each whole 16x16 tile of the result [T, outputs] is stored transposed."""
-    ref = replay(q.oracle, q.site, q.layer, q.inputs)
+    ref = q.evaluate(q.oracle, q.site, q.layer, q.inputs)
     flat = ref.reshape(len(ref), -1).copy()
     T, E = (size // TILE * TILE for size in flat.shape)
     if T == 0 or E == 0:
@@ -244,7 +264,7 @@ def read_column_major(q: Question):
 
 def slot_of_the_token_before(q: Question):
     """R3: row t holds the result of token t - 1."""
-    ref = replay(q.oracle, q.site, q.layer, q.inputs)
+    ref = q.evaluate(q.oracle, q.site, q.layer, q.inputs)
     return None if len(ref) < 2 else np.concatenate([ref[:1], ref[:-1]])
 
 
@@ -256,14 +276,37 @@ def gate_and_up_exchanged(q: Question):
 def residual_missing(q: Question):
     """The branch alone, without what it is added to."""
     base = INPUTS[q.site][0]
-    return replay(q.oracle, q.site, q.layer, q.inputs | {base: 0 * q.inputs[base]})
+    return q.evaluate(q.oracle, q.site, q.layer, q.inputs | {base: 0 * q.inputs[base]})
+
+
+def residual_doubled(q: Question):
+    """What the branch is added to counts twice."""
+    base = INPUTS[q.site][0]
+    return q.ask(**{base.replace(".", "__"): 2 * np.asarray(q.inputs[base], np.float64)})
+
+
+def branch_doubled(q: Question):
+    """The branch counts twice."""
+    branch = INPUTS[q.site][1]
+    return q.ask(**{branch.replace(".", "__"): 2 * np.asarray(q.inputs[branch], np.float64)})
+
+
+def sum_in_place_of_mean(q: Question):
+    """The norm divides by the root of the sum of squares."""
+    width = np.shape(q.inputs[INPUTS[q.site][0]])[-1]
+    return q.evaluate(q.oracle, q.site, q.layer, q.inputs) / width**0.5
+
+
+def up_missing(q: Question):
+    """silu(gate) without its factor."""
+    return q.ask(ffn__up=np.ones_like(np.asarray(q.inputs["ffn.up"], np.float64)))
 
 
 def scale_weight_missing(q: Question):
     """The norm without its weight."""
     name = "final_norm_D" if q.layer == MODEL_LAYER else LAYER_OP[q.site].weights[0]
     scale = np.asarray(q.oracle.weights.load(name, q.layer), np.float64)
-    ref = replay(q.oracle, q.site, q.layer, q.inputs)
+    ref = q.evaluate(q.oracle, q.site, q.layer, q.inputs)
     return np.divide(ref, scale, out=np.zeros_like(ref), where=scale != 0)
 
 
@@ -279,6 +322,7 @@ _SCORES = _named(
     kv_head_is_n_mod_k,
     keys_read_one_slot_early,
     scale_missing,
+    scale_is_1_over_h,
     causal_mask_missing,
     fp16_accumulation,
 )
@@ -289,7 +333,8 @@ _ROTATED = _named(rotated_in_halves, not_rotated, rope_base_10000) | {
 _PROJECTED = _named(
     weight_read_transposed, nibbles_swapped, tile_stored_transposed, slot_of_the_token_before
 )
-_NORMED = _named(scale_weight_missing, slot_of_the_token_before)
+_NORMED = _named(scale_weight_missing, sum_in_place_of_mean, slot_of_the_token_before)
+_SUMMED = _named(residual_missing, residual_doubled, branch_doubled)
 
 HYPOTHESES: dict[str, dict[str, Hypothesis]] = {
     "embed": _named(read_column_major, slot_of_the_token_before),
@@ -298,14 +343,36 @@ HYPOTHESES: dict[str, dict[str, Hypothesis]] = {
     "attn.k_rope": _ROTATED,
     "attn.scores": _SCORES,
     "attn.probs": _SCORES,
-    "attn.out": _SCORES | _named(values_read_one_slot_early, chunk_ignores_the_cache),
-    "resid.mid": _named(residual_missing),
+    "attn.out": _SCORES
+    | _named(values_read_one_slot_early, keys_and_values_swapped, chunk_ignores_the_cache),
+    "resid.mid": _SUMMED,
     "ffn.norm": _NORMED,
-    "ffn.act": _named(gate_and_up_exchanged),
-    "resid.out": _named(residual_missing),
+    "ffn.act": _named(gate_and_up_exchanged, up_missing),
+    "resid.out": _SUMMED,
     "final.norm": _NORMED,
     "logits": _named(slot_of_the_token_before),
     **dict.fromkeys(
         ("attn.q", "attn.k", "attn.v", "attn.proj", "ffn.gate", "ffn.up", "ffn.down"), _PROJECTED
     ),
 }
+
+DIRECT = frozenset({"weight_read_transposed", "nibbles_swapped", "read_column_major"})
+"""Those that compute their answer by themselves, and not through Question.evaluate."""
+
+SHOWS = {
+    "kv_base_of_layer_0": "where layer 0 is judged too, from layer 2 on",
+    "kv_base_of_previous_layer": "where the layer before is judged too, from layer 2 on",
+    "newest_key_missing": "from the second token on",
+    "last_64_keys_only": f"beyond {WINDOW} keys",
+    "chunk_ignores_the_cache": "in the second chunk of a prefill",
+    "keys_read_one_slot_early": "from the third token on",
+    "values_read_one_slot_early": "from the second token on",
+    "causal_mask_missing": "in a prefill of several tokens",
+    "tile_stored_transposed": f"from {TILE} tokens on",
+    "slot_of_the_token_before": "from the second token on",
+    "position_plus_one": "at two positions or more",
+    "position_minus_one": "at two positions or more",
+    "not_rotated": "at positions above 0",
+    "rotated_in_halves": "at positions above 0",
+}
+"""The input on which a mistake differs from others, where captured inputs may not do."""

@@ -18,7 +18,8 @@ def clean_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def r7_run(tmp_path_factory):
     fault = "--inject_fault=kv_base_of_layer_0"
-    return run(tmp_path_factory.mktemp("r7"), *ARGUMENTS, fault)
+    layers = "--layers=0,1,2,31"
+    return run(tmp_path_factory.mktemp("r7"), ARGUMENTS[0], layers, fault)
 
 
 class Run:
@@ -54,6 +55,21 @@ def test_layer_zeros_kv_base_for_every_layer_is_found_where_it_is(r7_run):
     assert "first divergence: attn.out of layer 1, position 0" in r7_run.text
     assert "judged layers that are clean throughout: 0" in r7_run.text
     assert "assertion: attn.out of layer 1, position 0: Assertion assert_trees" in r7_run.text
+
+
+def test_layer_zeros_kv_base_is_named(r7_run):
+    assert "p5_ba: named: kv_base_of_layer_0 (" in r7_run.text
+    naming = r7_run.of("summary")[0]["naming"]
+    assert naming["named"] == "kv_base_of_layer_0"
+    best, next_best, *_ = naming["residuals_over_floor"].values()
+    assert best < 1 and next_best > 1000
+    record = json.loads((r7_run.out_dir / "b3_20_run.json").read_text())
+    assert record["naming"]["p5_ba"] == naming
+
+
+def test_an_engine_without_a_fault_has_nothing_named(clean_run):
+    assert clean_run.of("summary")[0]["naming"] is None
+    assert "named" not in clean_run.text and "known mistakes, " not in clean_run.text
 
 
 def test_layer_zeros_kv_base_is_seen_from_addresses_too(r7_run):
@@ -147,6 +163,8 @@ def test_layer_zeros_kv_base_is_found_on_every_route(route, tmp_path):
     assert found.code == flags.EXIT_FAIL
     first = found.of("summary")[0]["first_divergence"]
     assert (first["layer"], first["site"], first["clean_layers"]) == (1, "attn.out", [0])
+    same = found.of("summary")[0]["naming"]["candidates"]
+    assert set(same) == {"kv_base_of_layer_0", "kv_base_of_previous_layer"}, "equal at layer 1"
 
 
 def test_a_kernel_that_faults_is_a_failure_that_names_it(tmp_path, monkeypatch):
