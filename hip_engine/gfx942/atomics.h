@@ -118,6 +118,32 @@ MEMORY_ATOMIC(global, GLOBAL_PARAMETERS, GLOBAL_LANES)
 MEMORY_ATOMIC(flat, GLOBAL_PARAMETERS, FLAT_LANES)
 MEMORY_ATOMIC(buffer, BUFFER_PARAMETERS, BUFFER_LANES)
 
+// Both old values are read before a register is written; the first exchange of all lanes is first.
+i32 lds_exchange2(Wave* w, u32 site, i32 row, u32 base0, u32 base1, i32 data0, i32 data1, i32 dst,
+                  i32 dwords) {
+  const u64 exec = exec_of(w), size = 4 * (u64)dwords;
+  Lanes lanes[2];
+  const u32 base[2] = {base0, base1};
+  const i32 data[2] = {data0, data1};
+  u32 old[2][2][64];
+  if (!exec) return 0;
+  for (int k = 0; k < 2; k++) {
+    if (lds_lanes(w, site, row, base[k], size, &lanes[k])) return 1;
+    if (w->observer && sanitize_lanes(w, site, lanes[k].a, size, ATOMIC_ACCESS)) return 1;
+  }
+  for (int k = 0; k < 2; k++)
+    FOR_ACTIVE(i, exec)
+      for (int j = 0; j < dwords; j++)
+        old[k][j][i] = __atomic_exchange_n((u32*)lanes[k].a[i] + j, w->v[data[k] + j][i],
+                                           __ATOMIC_SEQ_CST);
+  for (int k = 0; k < 2; k++) {
+    FOR_ACTIVE(i, exec)
+      for (int j = 0; j < dwords; j++) w->v[dst + k * dwords + j][i] = old[k][j][i];
+    if (w->observer) note_load(w, lanes[k].a, size, dst + k * dwords, dwords, 0);
+  }
+  return 0;
+}
+
 // DS compare-and-store has the comparand in the first data register and the new value after it;
 // mask-or likewise the mask, then the bits.
 i32 lds_atomic(Wave* w, u32 site, i32 row, u32 base, i32 data, i32 data2, i32 dst, u32 operation,

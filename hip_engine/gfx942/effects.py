@@ -65,7 +65,7 @@ def kind_of(mnemonic: str) -> int:
         return VMEM | LDS | FLAT
     if mnemonic.startswith(("global_", "scratch_", "buffer_load", "buffer_store", "buffer_atomic")):
         return VMEM
-    if mnemonic.startswith("s_load"):
+    if mnemonic.startswith(("s_load", "s_buffer_load")):
         return SMEM
     return LDS if mnemonic.startswith("ds_") else 0
 

@@ -323,14 +323,12 @@ def _lds_exchange2(dwords: int, stride: int):
 
     def emit(w: Wave, inst: Instruction) -> None:
         dst, address, *data = inst.operands
+        unit = 4 * dwords * stride
         at = row_index(w, address, "address")
-        for i in (0, 1):
-            base = w.const("i32", 4 * dwords * stride * inst.number(f"offset{i}"))
-            new = row_index(w, data[i], "read")
-            part = Operand(dst.kind, dst.index + i * dwords, dwords)
-            old = row_index(w, part, "result")
-            code = [w.const("i32", ATOMICS.index("swap")), w.const("i32", dwords)]
-            w.runtime("lds_atomic", at, base, new, w.const("i32", -1), old, *code)
+        bases = [w.const("i32", unit * inst.number(f"offset{i}")) for i in (0, 1)]
+        new = [row_index(w, operand, "read") for operand in data]
+        old = row_index(w, dst, "result")
+        w.runtime("lds_exchange2", at, *bases, *new, old, w.const("i32", dwords))
 
     return emit
 

@@ -51,11 +51,9 @@ def _setreg(w: Wave, inst: Instruction) -> None:
     w.runtime("set_rounding")
 
 
-@opcode(
-    "s_nop", "s_waitcnt", "s_sleep", "s_setprio", "s_sethalt", "s_inst_prefetch", "s_icache_inv"
-)
+@opcode("s_nop", "s_waitcnt", "s_sleep", "s_setprio", "s_sethalt", "s_icache_inv")
 @opcode("s_dcache_wb", "s_dcache_inv", "s_ttracedata", "s_incperflevel", "s_decperflevel")
-@opcode("buffer_wbl2", "buffer_inv", "s_code_end", "s_dcache_inv_vol", "s_dcache_wb_vol")
+@opcode("buffer_wbl2", "buffer_inv", "s_dcache_inv_vol", "s_dcache_wb_vol")
 @opcode("buffer_wbinvl1", "buffer_wbinvl1_vol", "s_sendmsg", "s_wakeup", "ds_nop")
 def _no_effect(w: Wave, inst: Instruction) -> None:
     """Timing, priority and cache control: no architectural effect in a coherent memory."""

@@ -119,14 +119,12 @@ def div_fixup(w: Wave, quotient: Value, den: Value, num: Value) -> Value:
     def is_inf(x):
         return w.fcmp("oeq", w.intrinsic("fabs", x), inf)
 
-    gap = w.op("sub", biased_exponent(w, num), biased_exponent(w, den))
-    magnitude = w.intrinsic("fabs", quotient)
-    lost = w.fcmp("uno", quotient, quotient)
-    value = signed(w.select(lost, inf, magnitude))
-    overflow = w.icmp("sgt", gap, w.const(word, bias))
-    underflow = w.icmp("slt", gap, w.const(word, -(bias + 2 + FORMAT[scalar_of(ty)][0])))
-    value = w.select(w.op("and", overflow, lost), signed(inf), value)
-    value = w.select(w.op("and", underflow, lost), signed(zero), value)
+    value = signed(w.intrinsic("fabs", quotient))
+    if scalar_of(ty) != "half":  # whose steps are in f32 and cannot lose the quotient
+        gap = w.op("sub", biased_exponent(w, num), biased_exponent(w, den))
+        lost = w.fcmp("uno", quotient, quotient)
+        underflow = w.icmp("slt", gap, w.const(word, -(bias + 2 + FORMAT[scalar_of(ty)][0])))
+        value = w.select(lost, w.select(underflow, signed(zero), signed(inf)), value)
     den_zero, num_zero = w.fcmp("oeq", den, zero), w.fcmp("oeq", num, zero)
     den_inf, num_inf = is_inf(den), is_inf(num)
     value = w.select(w.op("or", den_inf, num_zero), signed(zero), value)
@@ -158,7 +156,7 @@ def _mix_source(w: Wave, inst: Instruction, i: int) -> Value:
     return modified(w, operand, w.cast("fpext", half, V("float")))
 
 
-@opcode("v_fma_mix_f32", "v_mad_mix_f32")
+@opcode("v_fma_mix_f32")
 def _fma_mix(w: Wave, inst: Instruction) -> None:
     value = fma(w, *(_mix_source(w, inst, i) for i in range(3)))
     w.write(inst.operands[0], scaled(w, inst, value))
@@ -178,5 +176,5 @@ def _fma_mix_half(shift: int):
     return emit
 
 
-opcode("v_fma_mixlo_f16", "v_mad_mixlo_f16")(_fma_mix_half(0))
-opcode("v_fma_mixhi_f16", "v_mad_mixhi_f16")(_fma_mix_half(16))
+opcode("v_fma_mixlo_f16")(_fma_mix_half(0))
+opcode("v_fma_mixhi_f16")(_fma_mix_half(16))

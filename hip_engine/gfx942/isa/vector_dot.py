@@ -2,7 +2,7 @@
 
 from hip_engine.gfx942.disassembly import Instruction
 from hip_engine.gfx942.emit import V, Value
-from hip_engine.gfx942.isa.operands import modified, pure, scaled
+from hip_engine.gfx942.isa.operands import modified, pure, result, scaled, source
 from hip_engine.gfx942.isa.table import define, opcode
 from hip_engine.gfx942.isa.vector_float import fma
 from hip_engine.gfx942.wave import Wave
@@ -63,18 +63,27 @@ def _half(w: Wave, x: Value, position: int) -> Value:
 
 
 def dot2_f16(w: Wave, x: Value, y: Value, z: Value) -> Value:
-    """z + x0*y0, then + x1*y1, in f32; the products of halves are exact (ISA manual)."""
-    total = z
+    """z + x0*y0, then + x1*y1, in f32; the products of halves are exact (ISA manual). Subnormal
+    addends and results become 0 in every mode (LLVM, SIISelLowering performFMACombine).
+    """
+    total = _flushed(w, z)
     for position in (0, 1):
         a, b = (w.cast("fpext", _half(w, v, position), V("float")) for v in (x, y))
         total = fma(w, a, b, total)
-    return total
+    return _flushed(w, total)
+
+
+def _flushed(w: Wave, x: Value) -> Value:
+    tiny = w.fcmp("olt", w.intrinsic("fabs", x), w.const(x.ty, 2.0**-126))
+    return w.select(tiny, w.intrinsic("copysign", w.const(x.ty, 0.0), x), x)
 
 
 @opcode("v_dot2_f32_f16")
 def _dot2_f32_f16(w: Wave, inst: Instruction) -> None:
     x, y = (w.two_halves(o) for o in inst.operands[1:3])
     negates = (inst.bits("neg_lo", (0, 0, 0)), inst.bits("neg_hi", (0, 0, 0)))
+    if negates[1][2]:
+        raise w.unsupported("neg_hi of an addend that has one part")
     flips = [
         (0x8000 if negates[0][i] else 0) | (0x80000000 if negates[1][i] else 0) for i in range(2)
     ]
@@ -82,6 +91,7 @@ def _dot2_f32_f16(w: Wave, inst: Instruction) -> None:
         w.op("xor", v, w.const(v.ty, f)) if f else v for v, f in zip((x, y), flips, strict=True)
     )
     z = modified(w, inst.operands[3], w.vector(inst.operands[3], "float"))
+    z = w.neg(z) if negates[0][2] else z
     w.write(inst.operands[0], scaled(w, inst, dot2_f16(w, x, y, z)))
 
 
@@ -184,9 +194,10 @@ def _to_fp8(name: str):
             half = w.op("sub", w.op("shl", one, w.op("sub", shift, one)), one)
             odd = w.op("and", w.op("lshr", significand, shift), one)
             add = w.op("add", half, odd)
-        else:
-            scaled_noise = w.op("lshr", noise, w.op("sub", w.const(i32, 32), shift))
-            add = scaled_noise
+        else:  # as many random bits as are dropped, the highest first
+            lost = w.op("sub", w.op("add", below, w.const(i32, drop)), shift)
+            significand = w.op("lshr", significand, w.intrinsic("umin", lost, w.const(i32, 31)))
+            add = w.op("lshr", noise, w.op("sub", w.const(i32, 32), shift))
         rounded = w.op("lshr", w.op("add", significand, add), shift)
         base = w.op("shl", w.op("sub", field, w.const(i32, 128 - bias)), w.const(i32, mantissa))
         base = w.select(subnormal, w.const(i32, 0), base)
@@ -203,28 +214,20 @@ def _to_fp8(name: str):
     return emit
 
 
-def _byte_source(w: Wave, inst: Instruction) -> Value:
-    """The byte that SDWA's src0_sel picks (0 without it)."""
-    pick = int(inst.modifiers.get("src0_sel", "BYTE_0")[-1])
-    return field(w, w.vector(inst.operands[1], "i32"), pick, 8, "u")
-
-
 def _unpack_one(name: str):
     def emit(w: Wave, inst: Instruction) -> None:
-        w.write(inst.operands[0], scaled(w, inst, from_fp8(w, _byte_source(w, inst), name)))
+        byte = field(w, source(w, inst, 1, "i32", 0), 0, 8, "u")
+        result(w, inst, scaled(w, inst, from_fp8(w, byte, name)), 1)
 
     return emit
 
 
 def _unpack_two(name: str):
     def emit(w: Wave, inst: Instruction) -> None:
-        word = 1 if inst.modifiers.get("src0_sel") == "WORD_1" else 0
-        if inst.bits("op_sel", (0, 0))[0]:
-            word = 1
-        row = w.vector(inst.operands[1], "i32")
-        values = [from_fp8(w, field(w, row, 2 * word + i, 8, "u"), name) for i in (0, 1)]
-        for part, value in enumerate(values):
-            w.set_vgpr(inst.operands[0], value, part)
+        row = source(w, inst, 1, "i32", 0)
+        values = [scaled(w, inst, from_fp8(w, field(w, row, i, 8, "u"), name)) for i in (0, 1)]
+        pair = w.pair(*(w.cast("bitcast", value, V("i32")) for value in values))
+        result(w, inst, pair, 1)
 
     return emit
 

@@ -282,7 +282,6 @@ for _suffix, _ty in (("f16", "half"), ("f32", "float"), ("f64", "double")):
             (f"v_add_{_suffix}", pure(_2, fadd)),
             (f"v_mul_{_suffix}", pure(_2, fmul)),
             (f"v_fma_{_suffix}", pure(_3, fma)),
-            (f"v_fmac_{_suffix}", pure(_3, fma, accumulate=True)),
             (f"v_min_{_suffix}", pure(_2, fmin)),
             (f"v_max_{_suffix}", pure(_2, fmax)),
             (f"v_floor_{_suffix}", pure(_1, unary("floor"))),
@@ -306,6 +305,8 @@ for _suffix, _ty in (("f16", "half"), ("f32", "float")):
     )
 define(
     (
+        ("v_fmac_f32", pure("float float float float", fma, accumulate=True)),
+        ("v_fmac_f64", pure("double double double double", fma, accumulate=True)),
         ("v_fmaak_f32", pure("float float float float", fma)),
         ("v_fmamk_f32", pure("float float float float", fma)),
         (

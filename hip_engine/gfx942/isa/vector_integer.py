@@ -233,7 +233,6 @@ define(
         ("v_min_u32", pure(I32_2, umin)),
         ("v_max_u32", pure(I32_2, umax)),
         ("v_mul_lo_u32", pure(I32_2, mul)),
-        ("v_mul_lo_i32", pure(I32_2, mul)),
         ("v_mul_hi_u32", pure(I32_2, mul_high("zext"))),
         ("v_mul_hi_i32", pure(I32_2, mul_high("sext"))),
         ("v_mul_u32_u24", pure(I32_2, mul24("zext"))),

@@ -17,6 +17,9 @@ ELSEWHERE = {
     "v_div_fixup_f32 v_div_fixup_f64",
     "programs_test": "ds_bpermute_b32 ds_swizzle_b32 v_readlane_b32 v_readfirstlane_b32",
     "vector_table": "v_accvgpr_read_b32 v_accvgpr_mov_b32",
+    "narrow_floats_test": "v_cvt_f32_fp8 v_cvt_f32_bf8 v_cvt_pk_f32_fp8 v_cvt_pk_f32_bf8 "
+    "v_cvt_pk_fp8_f32 v_cvt_pk_bf8_f32 v_cvt_sr_fp8_f32 v_cvt_sr_bf8_f32 v_dot2_f32_f16 "
+    "v_dot2c_f32_f16",
     "opcode_bench": "s_load_dwordx4 s_load_dwordx8 v_writelane_b32",
     "mode_test": "s_setreg_b32 s_setreg_imm32_b32 s_getreg_b32",
 }

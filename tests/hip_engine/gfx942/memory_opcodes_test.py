@@ -87,6 +87,15 @@ def random_pool(rng, floats: str | None, shape) -> np.ndarray:
         small = rng.integers(0, 2, shape).astype(bool)
         return np.where(small, dwords % np.uint32(5), dwords)
     count = int(np.prod(shape))
+    if floats.startswith("few"):
+        dtype = np.dtype(floats.removeprefix("few "))
+        info = np.finfo(dtype)
+        pool = [0.0, -0.0, 1.5, -1.5, np.inf, -np.inf, info.tiny / 4, -info.tiny / 8, np.nan]
+        return (
+            rng.choice(np.array(pool, dtype), 4 * count // dtype.itemsize)
+            .view(np.uint32)
+            .reshape(shape)
+        )
     values = {
         "f32": lambda: rng.standard_normal(count).astype(np.float32),
         "f64": lambda: rng.standard_normal(count // 2),
@@ -110,7 +119,11 @@ class Inputs:
             self.offsets[1] = rng.choice([0, 8, 16], LANES)  # lanes meet
         if "cmps" in row.opcode:
             self.offsets %= np.uint32(64)
-        if "write2" in row.opcode:  # which of two colliding lanes wins is not said
+        if row.text.startswith("v_mov"):
+            self.offsets %= np.uint32(1024)  # what an atomic out of range returns is not said
+        if (
+            "write2" in row.opcode or "wrxchg2" in row.opcode
+        ):  # which of two colliding lanes wins is not said
             element = 4 * (1 + ("b64" in row.opcode))
             stride = element if "st64" in row.opcode else 4 * element
             self.offsets = stride * rng.permuted(np.tile(np.arange(LANES), (GROUPS, 1)), axis=1)

@@ -165,6 +165,25 @@ for _bits in (32, 64):
         ROWS.append(Row(_name, _text, store2(_size, *_places), 0, "two elements to LDS"))
 
 
+def exchange2(size, at0, at1):
+    def function(memory, at, data, old):
+        before = load2(size, at0, at1)(memory, at, data, old)
+        store2(size, at0, at1)(memory, at, data, old)
+        return before
+
+    return function
+
+
+for _bits in (32, 64):
+    for _stride, _word in ((1, ""), (64, "st64")):
+        _size, _dwords = _bits // 8, _bits // 32
+        _places = (_size * _stride, 2 * _size * _stride)
+        _name = f"ds_wrxchg2{_word}_rtn_b{_bits}"
+        _data = f"{registers(4, _dwords)}, {registers(4 + _dwords, _dwords)}"
+        _text = f"{_name} {registers(8, 2 * _dwords)}, v3, {_data} offset0:1 offset1:2"
+        ROWS.append(Row(_name, _text, exchange2(_size, *_places), 0, "two elements exchanged"))
+
+
 # Atomics.
 
 
@@ -223,6 +242,26 @@ FLOAT_COMBINE = {
     "pk_add_f16": (4, "f16", halves(as_float(np.float16, np.add))),
     "pk_add_bf16": (4, "bf16", halves(bf16_sum)),
 }
+
+
+def float_swap(dtype):
+    """Compare-and-store of numbers: -0 is 0, and NaN is nothing."""
+    dtype = np.dtype(dtype)
+
+    def function(memory, at, data, old):
+        raw = b"".join(int(d).to_bytes(4, "little") for d in data)
+        n = dtype.itemsize
+        before = bytes(memory[at : at + n])
+        if np.frombuffer(before, dtype)[0] == np.frombuffer(raw[:n], dtype)[0]:
+            memory[at : at + n] = raw[n : 2 * n]
+        return list(np.frombuffer(before, np.uint32))
+
+    return function
+
+
+def number(better):
+    """A minimum or maximum that takes the operand only if it is better, or memory is NaN."""
+    return lambda old, x: x if better(x, old) or np.isnan(old) else old
 
 
 def atomic(combine, size: int, compare_first: bool | None = None):
@@ -318,6 +357,32 @@ for _name, _floats in (
     _size, _, _combine = FLOAT_COMBINE[_name]
     _head, _, _tail = _name.rpartition("_")
     ds_row(f"ds_{_name}", registers(4, _size // 4), atomic(_combine, _size), _size, _name, _floats)
-    if "pk" not in _name:
-        _opcode = f"ds_{_head}_rtn_{_tail}"
-        ds_row(_opcode, registers(4, _size // 4), atomic(_combine, _size), _size, _name, _floats)
+    _opcode = f"ds_{_head}_rtn_{_tail}"
+    ds_row(_opcode, registers(4, _size // 4), atomic(_combine, _size), _size, _name, _floats)
+for _bits, _dtype in ((32, np.float32), (64, np.float64)):
+    _size, _one = _bits // 8, registers(4, _bits // 32)
+    _two = f"{_one}, {registers(4 + _bits // 32, _bits // 32)}"
+    for _rtn in ("", "_rtn"):
+        for _name, _better in (("min", np.less), ("max", np.greater)):
+            _function = atomic(as_float(_dtype, number(_better)), _size)
+            _opcode = f"ds_{_name}{_rtn}_f{_bits}"
+            ds_row(_opcode, _one, _function, _size, f"LDS {_name}", f"few f{_size}")
+        _opcode = f"ds_cmpst{_rtn}_f{_bits}"
+        ds_row(_opcode, _two, float_swap(_dtype), _size, "swap if equal", f"few f{_size}")
+
+# Buffer atomics with a result: it comes where the data was.
+for _row in list(ROWS):
+    if _row.opcode.startswith("global_atomic_") and _row.text.endswith("off offset:48 sc0"):
+        _name = _row.opcode.removeprefix("global_")
+        if "bf16" in _name:
+            continue  # this chip has no such buffer atomic
+        _size = 8 if _name.endswith(("x2", "f64")) else 4
+        _words = _size // 4 * (1 + ("cmpswap" in _name))
+        _copy = "".join(f"v_mov_b32 v{8 + i}, v{4 + i}\n  " for i in range(_words))
+        _text = f"{_copy}buffer_{_name} {registers(8, _words)}, v3, s[12:15], 0 offen offset:48 sc0"
+
+        def _moved(memory, at, data, old, function=_row.function, words=_words):
+            got = function(memory, at, data, old)
+            return [*got, *data[len(got) : words]]
+
+        ROWS.append(Row(f"buffer_{_name}", _text, _moved, 48, _row.meaning, _row.floats))

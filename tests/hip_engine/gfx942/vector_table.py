@@ -664,6 +664,27 @@ def mad_i64(x, y, z):
     return wrapped.reshape(x.shape)
 
 
+def unfused(x, y, z):
+    return x * y + z
+
+
+def f16_quotient(quotient, den, num):
+    """The quotient's size under the sign of num / den, but for NaN, zeros and infinities."""
+    negative = np.signbit(den) ^ np.signbit(num)
+    size = np.abs(quotient)
+    size = np.where(np.isinf(den) | (num == 0), F16(0), size)
+    size = np.where(np.isinf(num) | (den == 0), F16(np.inf), size)
+    lost = (den == 0) & (num == 0) | np.isinf(den) & np.isinf(num) | np.isnan(den) | np.isnan(num)
+    return np.where(lost, F16(np.nan), np.where(negative, -size, size)).astype(F16)
+
+
+rows(
+    ("v_mad_f16", "f16 f16 f16 f16", unfused, "src0 * src1 + src2, two roundings"),
+    ("v_mac_f16", "f16 f16 f16 =f16", unfused, "destination plus src0 * src1, two roundings"),
+    ("v_mad_legacy_u16", "u16 u16 u16 u16", unfused, "product plus src2, upper half cleared"),
+    ("v_mad_legacy_i16", "i16 i16 i16 i16", unfused, "product plus src2, upper half cleared"),
+    ("v_div_fixup_f16", "f16 f16 f16 f16", f16_quotient, "special cases of src2 / src1"),
+)
 for _kind in ("f32", "f64"):
     _kinds = f"{_kind} {_kind} {_kind} ={_kind}"
     rows((f"v_fmac_{_kind}", _kinds, exact.fma, "destination plus src0 * src1"))
