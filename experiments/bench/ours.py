@@ -1,13 +1,18 @@
 """Worker: the oracle from GGUF file to a tensor a layer and logits, on a CPU or a GPU."""
 
+import gc
 import hashlib
 import math
+import time
 
 from experiments import flags
 from experiments.bench.process import peak_rss_bytes, timed
 
 RATE_SIZE = {"cpu": 1024, "gpu": 8192}
 DECODED = 32
+SETTLE_S = 0.3
+"""Before a pass: the last one's logits on the host, up to 2 GB, take time to be given back."""
+
 DTYPE = {"fp64": "float64", "fp32": "float32"}
 
 
@@ -92,6 +97,8 @@ def one_pass(model, ids) -> dict:
         x_TD = model.apply(FINAL_NORM, MODEL_LAYER, {"resid.in": run.x_TD})
         return model.apply(LOGITS, MODEL_LAYER, {"final.norm": x_TD}).block_until_ready()
 
+    gc.collect()
+    time.sleep(SETTLE_S)
     kept: list = []
     ahead = accelerator.in_use()
     embed_s, run = timed(lambda: model.begin(ids, model.empty_cache(), Taps()))
