@@ -6,6 +6,7 @@
 from hip_engine.gfx942.coverage import ISA, coverage, implemented, known_to_llvm
 from hip_engine.gfx942.isa.mfma import SHAPES
 from tests.hip_engine.gfx942 import memory_table, scalar_table, vector_table
+from tests.hip_engine.gfx942.moves_test import NO_EFFECT
 
 # Opcodes whose effect another test of this folder states on its own.
 ELSEWHERE = {
@@ -20,6 +21,10 @@ ELSEWHERE = {
     "narrow_floats_test": "v_cvt_f32_fp8 v_cvt_f32_bf8 v_cvt_pk_f32_fp8 v_cvt_pk_f32_bf8 "
     "v_cvt_pk_fp8_f32 v_cvt_pk_bf8_f32 v_cvt_sr_fp8_f32 v_cvt_sr_bf8_f32 v_dot2_f32_f16 "
     "v_dot2c_f32_f16",
+    "moves_test": "s_load_dwordx16 s_buffer_load_dword s_buffer_load_dwordx2 s_buffer_load_dwordx4 "
+    "s_buffer_load_dwordx8 s_buffer_load_dwordx16 ds_permute_b32 global_load_lds_dword "
+    "s_set_gpr_idx_on s_set_gpr_idx_idx s_set_gpr_idx_off s_call_b64 s_memtime s_memrealtime "
+    "s_endpgm_saved " + " ".join(text.split()[0] for text in NO_EFFECT),
     "opcode_bench": "s_load_dwordx4 s_load_dwordx8 v_writelane_b32",
     "mode_test": "s_setreg_b32 s_setreg_imm32_b32 s_getreg_b32",
 }
