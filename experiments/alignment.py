@@ -9,8 +9,8 @@ import numpy as np
 from experiments import under_test
 from experiments.align import compare, divergence, sites, trace, verdict
 from experiments.align.attestation import why_not_attested
-from experiments.align.naming import Naming
 from experiments.align.report import RouteResult
+from experiments.explain import Explained
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS, Config
 from experiments.reference import Reference
 from hip_engine.kv_cache import KvGeometry
@@ -24,7 +24,7 @@ class PromptResult:
     run: under_test.EngineRun
     verdicts: list[compare.SiteVerdict]
     assertion: str
-    naming: Naming | None = None
+    explained: Explained | None = None
 
     @property
     def judgements(self) -> list[verdict.Judgement]:

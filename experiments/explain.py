@@ -1,10 +1,11 @@
 """Asks the oracle's known mistakes at the first divergence, on the inputs the engine really had."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.align import compare, divergence, naming, sites, trace, verdict
+from experiments.align import compare, divergence, naming, patterns, sites, trace, verdict
 from experiments.arithmetic import ATTENTION_SITES, SLACK, OracleArithmetic, append_only
 from experiments.reference import rows_of
 from greta_jax.graph import KV_SITES
@@ -19,34 +20,70 @@ NEXT_STEPS = {
 ANYWHERE = "the same fault at one token (--prompt=p0_short --layers=0,1) and the pattern of the map"
 
 
-def name_first(
+@dataclass(frozen=True)
+class Explained:
+    """What the first divergence is, and what its error map looks like."""
+
+    naming: naming.Naming
+    patterns: tuple[str, ...]
+
+    def sentences(self) -> list[str]:
+        shape = "; ".join(self.patterns) or "none that is known"
+        return [f"pattern of the error: {shape}", self.naming.sentence()]
+
+    def record(self) -> dict:
+        return self.naming.record() | {"patterns": list(self.patterns)}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A site of a layer that failed: what was got, and what it should be to the floor."""
+
+    layer: int
+    site: str
+    inputs: dict
+    got: compare.Rows
+    right: naming.Explanation
+
+
+def explain(
     arithmetic: OracleArithmetic, got: trace.Trace, verdicts: list[compare.SiteVerdict]
-) -> naming.Naming | None:
-    """What the first divergence is; None where no op is to blame."""
-    judgements = [j for found in verdicts for j in found.judgements]
-    first = divergence.first_divergence(judgements)
+) -> Explained | None:
+    """The first divergence explained; None where no op is to blame, or not in its numbers."""
+    first = divergence.first_divergence(j for found in verdicts for j in found.judgements)
     if first is None or first.first.status in (verdict.Status.SHAPE, verdict.Status.DTYPE):
         return None
     layer, site = first.first.key.layer, first.first.key.site
-    found = _name(arithmetic, got, layer, site)
-    failed = (v.layer for v in verdicts if v.site == site and v.status in verdict.FAILED)
+    here = [found for found in verdicts if found.site == site]
+    failed = tuple(found.layer for found in here if found.status in verdict.FAILED)
+    place = _place(arithmetic, got, layer, site)
+    found = _name(arithmetic, got, place)
     others = [other for other in failed if other != layer] if found.candidates else []
-    return naming.agree(found, [_name(arithmetic, got, other, site) for other in others])
+    again = [_name(arithmetic, got, _place(arithmetic, got, other, site)) for other in others]
+    facts = {"failed": failed, "judged": tuple(found.layer for found in here)}
+    facts["G"] = arithmetic.dims["N"] // arithmetic.dims["K"]
+    drawn = patterns.error_map(site, place.got, place.right.rows, place.right.floor, **facts)
+    return Explained(naming.agree(found, again), patterns.find(drawn) if drawn else ())
 
 
-def _name(arithmetic: OracleArithmetic, got: trace.Trace, layer: int, site: str) -> naming.Naming:
+def _place(arithmetic: OracleArithmetic, got: trace.Trace, layer: int, site: str) -> _Place:
     inputs = arithmetic.inputs(got, layer, site)
     sources = arithmetic.floor(layer, site, inputs).values()
     floor = [np.maximum.reduce(rows) for rows in zip(*sources, strict=True)]
     right = naming.Explanation(arithmetic.op64(layer, site, inputs), floor)
-    mistakes = _mistakes(arithmetic, got, layer, site, inputs, floor)
-    unasked = sorted(set(HYPOTHESES.get(site, ())) - set(mistakes))
-    next_step = NEXT_STEPS.get(site, ANYWHERE)
-    return naming.name(got.rows(layer, site), right, mistakes, unasked, next_step)
+    return _Place(layer, site, inputs, got.rows(layer, site), right)
 
 
-def _mistakes(arithmetic, got: trace.Trace, layer: int, site: str, inputs: dict, floor):
+def _name(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place) -> naming.Naming:
+    mistakes = _mistakes(arithmetic, got, place)
+    unasked = sorted(set(HYPOTHESES.get(place.site, ())) - set(mistakes))
+    next_step = NEXT_STEPS.get(place.site, ANYWHERE)
+    return naming.name(place.got, place.right, mistakes, unasked, next_step)
+
+
+def _mistakes(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place) -> dict:
     """Every hypothesis that can be asked of these inputs."""
+    layer, site, inputs = place.layer, place.site, place.inputs
     if site not in HYPOTHESES:
         return {}
     captured = {name: value for name, value in inputs.items() if name != SLACK}
@@ -61,7 +98,7 @@ def _mistakes(arithmetic, got: trace.Trace, layer: int, site: str, inputs: dict,
     return {
         name: naming.Explanation(
             rows_of(site, answer),
-            floor if name in DIRECT else rows_of(site, _magnitude(bounds[name])),
+            place.right.floor if name in DIRECT else rows_of(site, _magnitude(bounds[name])),
             SHOWS.get(name, ""),
         )
         for name, answer in answers.items()

@@ -98,8 +98,8 @@ def _findings(alignment: Alignment) -> list[str]:
         lines.append(f"{prompt}: {_tokens(result)}")
         if found := divergence.first_divergence(result.judgements):
             lines.append(f"{prompt}: {found.sentence()}")
-        if result.naming:
-            lines.append(f"{prompt}: {result.naming.sentence()}")
+        if result.explained:
+            lines += [f"{prompt}: {text}" for text in result.explained.sentences()]
     return lines + [text for _, text in alignment.reasons()]
 
 
@@ -115,7 +115,7 @@ def _run_record(name: str, alignment: Alignment, prompts: list[dict], clock: Clo
         "command": command(name, alignment),
         "lines": [scope, *_findings(alignment)],
         "prompts": prompts,
-        "naming": {p: r.naming.record() for p, r in results if r.naming},
+        "naming": {p: r.explained.record() for p, r in results if r.explained},
         "routes": [asdict(route) for route in alignment.routes],
         "expected": {prompt: list(result.reference.expected) for prompt, result in results},
         "seconds": clock.seconds,
@@ -226,7 +226,7 @@ def _summary(result: PromptResult, alignment: Alignment) -> dict:
         "reasons": [text for _, text in alignment.reasons()],
         "statuses": _counts(result.judgements),
         "first_divergence": _divergence_record(found) if found else None,
-        "naming": result.naming.record() if result.naming else None,
+        "naming": result.explained.record() if result.explained else None,
         "kv_invariant_ok": not result.kv_errors if result.run.watched else None,
         "route_observed": attestation.observed,
         "symbols": attestation.symbols,

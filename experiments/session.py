@@ -4,12 +4,13 @@ import subprocess
 from collections.abc import Iterator
 
 import hip_engine.engine as engines
-from experiments import explain, inject, under_test
+from experiments import inject, under_test
 from experiments.align import compare, faults, records, sites, trace
 from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
 from experiments.arithmetic import OracleArithmetic
+from experiments.explain import explain
 from experiments.flags import ROOT, Config, parse_layers
 from experiments.progress import Clock
 from experiments.reference import Reference, make_reference, tokenise
@@ -118,8 +119,8 @@ def _align(
             progress(len(verdicts), total)
     assertion = _assertion(verdicts, got.trace, dims)
     with clock.stage("known mistakes", prompt):
-        naming = explain.name_first(ops, got.trace, verdicts)
-    return PromptResult(reference, got, verdicts, assertion, naming)
+        explained = explain(ops, got.trace, verdicts)
+    return PromptResult(reference, got, verdicts, assertion, explained)
 
 
 def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict[str, int]) -> str:

@@ -61,6 +61,7 @@ def test_layer_zeros_kv_base_is_named(r7_run):
     assert "p5_ba: named: kv_base_of_layer_0 (" in r7_run.text
     naming = r7_run.of("summary")[0]["naming"]
     assert naming["named"] == "kv_base_of_layer_0"
+    assert naming["patterns"][0] == "all judged layers but 0"
     best, next_best, *_ = naming["residuals_over_floor"].values()
     assert best < 1 and next_best > 1000
     record = json.loads((r7_run.out_dir / "b3_20_run.json").read_text())
