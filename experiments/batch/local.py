@@ -1,6 +1,5 @@
 """Runs cells as processes of this machine, within their time and memory."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,13 +13,12 @@ from experiments.batch.cell import CRASH, MEMORY, TIMEOUT, Cell, Result
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 POLL_S = 0.05
-PR_SET_PDEATHSIG = 1
 MIB = 2**20
 
 
-def _die_with_parent() -> None:
-    """In the child: a killed parent takes it along, so that no cell runs unobserved."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+# A killed parent takes its cell along, so that no cell runs unobserved. (util-linux's setpriv, as
+# code between fork and exec would not be safe beside JAX's threads.)
+DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 def _rss_bytes(session: int) -> int:
@@ -54,13 +52,12 @@ class Running:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with (folder / "stdout.txt").open("w") as out, (folder / "stderr.txt").open("w") as err:
             process = subprocess.Popen(
-                cell.command(folder),
+                [*DIES_WITH_PARENT, *cell.command(folder)],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         return cls(cell, folder, process, time.monotonic())
 
