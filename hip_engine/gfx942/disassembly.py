@@ -168,6 +168,8 @@ def parse_operand(text: str) -> Operand:
             negate, text = True, text[4:-1]
         elif text.startswith("abs(") and text.endswith(")"):
             absolute, text = True, text[4:-1]
+        elif text.startswith("lit(") and text.endswith(")"):  # LLVM 22: not an inline constant
+            text = text[4:-1]
         elif text.startswith("|") and text.endswith("|"):
             absolute, text = True, text[1:-1]
         elif text.startswith("-") and not re.match(r"^-[\d.]", text):

@@ -330,7 +330,7 @@ def _instruction(w: Wave, inst: Instruction, kernel, sites) -> None:
 
 
 def _unsupported(kernel, address: int, why: str, text: str = "") -> UnsupportedInstruction:
-    where = f"kernel {kernel.symbol} at offset 0x{address - kernel.entry:x}"
+    where = f"kernel {kernel.symbol} at offset {address - kernel.entry:#x}"
     return UnsupportedInstruction(f"{where}: {text + ': ' if text else ''}{why}")
 
 
