@@ -16,13 +16,14 @@ ELSEWHERE = {
     "faults_test": "s_trap",
     "division_test": "v_div_scale_f32 v_div_scale_f64 v_div_fmas_f32 v_div_fmas_f64 "
     "v_div_fixup_f32 v_div_fixup_f64",
-    "programs_test": "ds_bpermute_b32 ds_swizzle_b32 v_readlane_b32 v_readfirstlane_b32",
+    "programs_test": "ds_swizzle_b32 v_readlane_b32 v_readfirstlane_b32",
     "vector_table": "v_accvgpr_read_b32 v_accvgpr_mov_b32",
     "narrow_floats_test": "v_cvt_f32_fp8 v_cvt_f32_bf8 v_cvt_pk_f32_fp8 v_cvt_pk_f32_bf8 "
     "v_cvt_pk_fp8_f32 v_cvt_pk_bf8_f32 v_cvt_sr_fp8_f32 v_cvt_sr_bf8_f32 v_dot2_f32_f16 "
     "v_dot2c_f32_f16",
     "moves_test": "s_load_dwordx16 s_buffer_load_dword s_buffer_load_dwordx2 s_buffer_load_dwordx4 "
-    "s_buffer_load_dwordx8 s_buffer_load_dwordx16 ds_permute_b32 global_load_lds_dword "
+    "s_buffer_load_dwordx8 s_buffer_load_dwordx16 ds_permute_b32 ds_bpermute_b32 "
+    "global_load_lds_dword "
     "s_set_gpr_idx_on s_set_gpr_idx_idx s_set_gpr_idx_off s_call_b64 s_memtime s_memrealtime "
     "s_endpgm_saved " + " ".join(text.split()[0] for text in NO_EFFECT),
     "opcode_bench": "s_load_dwordx4 s_load_dwordx8 v_writelane_b32",

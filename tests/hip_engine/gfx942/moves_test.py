@@ -84,6 +84,20 @@ def test_ds_permute_pushes_and_lanes_that_nobody_names_get_zero(device, offset):
     np.testing.assert_array_equal(ref, low_bits(got.lanes, "u32"))
 
 
+def test_ds_bpermute_pulls_and_inactive_lanes_give_zero(device):
+    rng = np.random.default_rng(38)
+    data = with_offsets(38, rng.integers(0, 2**32, (GROUPS, LANES)))
+    text = "ds_bpermute_b32 v20, v10, v12 offset:8\n  s_waitcnt lgkmcnt(0)"
+    (got,) = execute(device, [text], data)
+    active, x = lane_bits(data.exec), data.source(1, "u32")
+    place = ((data.source(0, "u32") + np.uint32(8)) // 4 % 64).astype(np.int64)
+    pulled = np.where(
+        np.take_along_axis(active, place, 1), np.take_along_axis(x, place, 1), 0
+    ).astype(np.uint32)
+    ref = np.where(active, pulled, low_bits(data.lanes[:, 3], "u32"))
+    np.testing.assert_array_equal(ref, low_bits(got.lanes, "u32"))
+
+
 TO_LDS = {
     "global_load_lds_dword v10, s[4:5] offset:16": "",
     "global_load_lds_dword v[26:27], off offset:16": """v_mov_b32 v27, s5
