@@ -23,8 +23,17 @@ from hip_engine.gfx942 import jit
 from hip_engine.kv_types import KV_TYPES
 
 
-def run(config: Config, clock: Clock) -> Alignment:
-    """Everything from files to verdicts. Bad input raises before anything slow starts."""
+def run(
+    config: Config,
+    clock: Clock,
+    route_matrix: bool = True,
+    references: dict[str, Reference] | None = None,
+) -> Alignment:
+    """Everything from files to verdicts. Bad input raises before anything slow starts.
+
+    `references`: those of earlier runs of the same configuration, by prompt; new ones are added.
+    """
+    references = {} if references is None else references
     records.writable_dir(config.out_path)
     fault = faults.find(config.inject_fault) if config.inject_fault else None
     routes.resolve(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
@@ -35,11 +44,10 @@ def run(config: Config, clock: Clock) -> Alignment:
         for prompt in config.prompt:
             tokenise(oracle, prompt, config.max_tokens)
     device = open_device(config.device)
-    patches = inject.kernel_patches(fault)
     parts = ((kernels, "build", "kernel build"), (jit, "compile_kernel", "translation"))
     with inject.host_patch(fault), clock.watching(parts):
         with clock.stage("engine load"):
-            engine = _open_engine(config, device, config.route, patches)
+            engine = _open_engine(config, device, config.route, fault)
         alignment = Alignment(
             config,
             _facts(config, oracle, engine),
@@ -48,15 +56,19 @@ def run(config: Config, clock: Clock) -> Alignment:
             engine.kv_geometry(),
         )
         for prompt in config.prompt:
-            with clock.stage("oracle pass", prompt):
-                reference = make_reference(oracle, prompt, config.max_tokens, layers)
+            if prompt not in references:
+                with clock.stage("oracle pass", prompt):
+                    references[prompt] = make_reference(oracle, prompt, config.max_tokens, layers)
             try:
-                result = _align(oracle, engine, device, reference, alignment, chosen_sites, clock)
+                result = _align(
+                    *(oracle, engine, device, references[prompt], alignment, chosen_sites, clock)
+                )
             except DeviceFault as error:
                 alignment.device_faults.append(f"{prompt}: {error}")
                 continue
             alignment.results[prompt] = result
-        alignment.routes.extend(_route_matrix(alignment, engine, device, patches, clock))
+        if route_matrix:
+            alignment.routes.extend(_route_matrix(alignment, engine, device, fault, clock))
     return alignment
 
 
@@ -133,7 +145,7 @@ def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict
 
 
 def _route_matrix(
-    alignment: Alignment, engine, device: Device, patches, clock: Clock
+    alignment: Alignment, engine, device: Device, fault: faults.Fault | None, clock: Clock
 ) -> Iterator[RouteResult]:
     """All nine combinations; a route that several names stand for is run once."""
     config, results = alignment.config, alignment.results
@@ -144,7 +156,7 @@ def _route_matrix(
             continue
         if chosen not in ran:
             with clock.stage("other routes", str(chosen)):
-                ran[chosen] = _run_route(alignment, device, chosen, patches)
+                ran[chosen] = _run_route(alignment, device, chosen, fault)
         for prompt, result in results.items():
             yield _route_result(name, chosen, why, ran[chosen][prompt], result.reference)
 
@@ -155,10 +167,10 @@ def _as_route_run(result: PromptResult) -> under_test.RouteRun:
 
 
 def _run_route(
-    alignment: Alignment, device: Device, route: routes.Route, patches
+    alignment: Alignment, device: Device, route: routes.Route, fault: faults.Fault | None
 ) -> dict[str, under_test.RouteRun | DeviceFault]:
     config, ran = alignment.config, {}
-    engine = _open_engine(config, device, route, patches)
+    engine = _open_engine(config, device, route, fault)
     for prompt, result in alignment.results.items():
         try:
             ran[prompt] = under_test.run_route(engine, result.reference)
@@ -168,10 +180,10 @@ def _run_route(
     return ran
 
 
-def _open_engine(config: Config, device: Device, route, patches):
-    return engines.Engine.open(
-        config.model, device, route=route, kv_dtype=config.kv_dtype, source_patch=patches
-    )
+def _open_engine(config: Config, device: Device, route, fault: faults.Fault | None):
+    options = {"kv_dtype": config.kv_dtype, **(fault.options if fault else {})}
+    patches = inject.kernel_patches(fault)
+    return engines.Engine.open(config.model, device, route=route, source_patch=patches, **options)
 
 
 def _route_result(name, chosen, why, ran, reference: Reference) -> RouteResult:

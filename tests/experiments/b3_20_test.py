@@ -168,24 +168,19 @@ def test_layer_zeros_kv_base_is_found_on_every_route(route, tmp_path):
     assert set(same) == {"kv_base_of_layer_0", "kv_base_of_previous_layer"}, "equal at layer 1"
 
 
-def test_a_kernel_that_faults_is_a_failure_that_names_it(tmp_path, monkeypatch):
+def test_a_kernel_that_faults_is_a_failure_that_names_it(tmp_path):
     """GRETA's R6: the KV append launched for query heads. Here it reads beyond k and is stopped."""
-    r6 = faults.Fault(
-        *("kv_append_for_query_heads", "R6", faults.HOST, "hip_engine.forward"),
-        old='at["attn.v"], rows, view, shape[1:], T)',
-        new='at["attn.v"], rows, view, (shape[0], shape[2]), T)',
-        found_at=(0, "kv.k"),
-    )
-    monkeypatch.setitem(faults.FAULTS, r6.name, r6)
-    found = run(tmp_path, "--prompt=p0_short", "--layers=0", f"--inject_fault={r6.name}")
+    fault = "--inject_fault=kv_append_for_query_heads"
+    found = run(tmp_path, "--prompt=p0_short", "--layers=0", fault)
     assert found.code == flags.EXIT_FAIL
     assert "device fault: p0_short: kv_append_f16" in found.text
 
 
-OTHER_FAULTS = sorted(set(faults.FAULTS) - {"kv_base_of_layer_0"})
+HERE_TOO = ("newest_key_dropped", "kv_writer_of_another_stride", "rope_position_off_by_one")
+"""The whole corpus is run by mutation_score: tests/experiments/mutation_test.py."""
 
 
-@pytest.mark.parametrize("name", OTHER_FAULTS)
+@pytest.mark.parametrize("name", HERE_TOO)
 def test_a_fault_is_found_where_it_is(name, tmp_path):
     found = run(tmp_path, "--prompt=p0_short", "--layers=0,1", f"--inject_fault={name}")
     assert found.code == flags.EXIT_FAIL

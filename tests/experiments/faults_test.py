@@ -9,24 +9,47 @@ import hip_engine.engine
 from experiments import flags, inject
 from experiments.align import faults, sites
 from experiments.align.errors import FaultNotApplicable, UnknownFault
+from greta_jax.hypotheses import HYPOTHESES
 
 R7 = faults.FAULTS["kv_base_of_layer_0"]
 
 
-@pytest.mark.parametrize("name", sorted(faults.FAULTS))
+PATCHES = {f.name: f for f in (*faults.CORPUS, *faults.DECOYS) if f.where != faults.OPTIONS}
+
+
+@pytest.mark.parametrize("name", sorted(PATCHES))
 def test_a_fault_changes_exactly_one_place_of_todays_sources(name):
-    fault = faults.FAULTS[name]
+    fault = PATCHES[name]
     if fault.where == faults.KERNEL:
         source = flags.ROOT / "kernels" / fault.file
     else:
         source = flags.ROOT / f"{fault.file.replace('.', '/')}.py"
     assert source.read_text().count(fault.old) == 1
     assert fault.new != fault.old
-    assert fault.found_at[1] in sites.SITES
 
 
-def test_names_of_faults_are_unique():
-    assert len(faults.FAULTS) == len(faults.CORPUS)
+def test_a_fault_says_where_it_is_found_and_a_decoy_that_it_is_not():
+    for fault in faults.CORPUS:
+        assert bool(fault.stops) != (fault.found_at[1] in sites.SITES), fault.name
+        assert not fault.is_decoy
+    assert all(decoy.is_decoy and not decoy.named for decoy in faults.DECOYS)
+
+
+def test_a_name_that_a_fault_expects_is_that_of_a_hypothesis_of_its_site():
+    for fault in faults.CORPUS:
+        assert not fault.named or fault.named in HYPOTHESES[fault.found_at[1]], fault.name
+
+
+def test_names_of_faults_and_decoys_are_unique():
+    assert len(faults.FAULTS) + len(faults.DECOYS_BY_NAME) == len(set(faults.chosen(["all"])))
+    assert len(faults.CORPUS) == len(faults.FAULTS)
+    assert len(faults.DECOYS) == len(faults.DECOYS_BY_NAME)
+
+
+def test_the_quick_subset_compiles_nothing_and_holds_a_decoy():
+    quick = [faults.find(name) for name in faults.chosen(["quick"])]
+    assert all(fault.where == faults.HOST for fault in quick)
+    assert {fault.is_decoy for fault in quick} == {True, False}
 
 
 def test_a_host_fault_is_in_force_inside_and_gone_after():
