@@ -71,7 +71,7 @@ def _classify(ty: str, also_exec: bool):
     def emit(w: Wave, inst: Instruction) -> None:
         """True where src0 is in a class whose bit is set in src1 (sNaN 0 ... +inf 9)."""
         x = source(w, inst, 1, ty, 0)
-        wanted = w.vector(inst.operands[2], "i32")
+        wanted = source(w, inst, 2, "i32", 1)
         mantissa_bits, bias = FORMAT[ty]
         word = V(f"i{width(ty)}")
         bits, exponent = bits_of(w, x), biased_exponent(w, x)

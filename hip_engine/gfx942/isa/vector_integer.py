@@ -2,7 +2,7 @@
 
 from hip_engine.gfx942.disassembly import Instruction
 from hip_engine.gfx942.emit import V, Value, width
-from hip_engine.gfx942.isa.operands import pure, result, source
+from hip_engine.gfx942.isa.operands import pure, result, source, write_mask
 from hip_engine.gfx942.isa.table import define, opcode
 from hip_engine.gfx942.wave import VCC, Wave
 
@@ -369,6 +369,8 @@ def carry(form: str):
     """v_{add,sub,subrev}_co and v_{addc,subb,subbrev}_co: 32-bit result and a carry mask."""
 
     def emit(w: Wave, inst: Instruction) -> None:
+        if inst.flag("clamp"):
+            raise w.unsupported("clamp on this integer instruction")
         x, y = source(w, inst, 2, "i32", 0), source(w, inst, 3, "i32", 1)
         if "rev" in form:
             x, y = y, x
@@ -381,8 +383,9 @@ def carry(form: str):
         high = w.op("lshr", wide, w.const(wide.ty, 32))
         overflow = w.icmp("ne", high, w.const(wide.ty, 0))
         w_low = w.cast("trunc", wide, V("i32"))
+        written = write_mask(w, inst) or w.exec
         result(w, inst, w_low, 2)
-        w.set_mask(inst.operands[1].index, overflow)
+        w.set_mask(inst.operands[1].index, w.op("and", overflow, written))
 
     return emit
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tests.hip_engine.gfx942 import vector_table
 from tests.hip_engine.gfx942.opcode_bench import LANES, execute, inputs, lane_bits, low_bits
 
 LANE = np.arange(LANES)
@@ -68,6 +69,31 @@ def test_dpp_reads_before_it_writes(device):
     order = (LANE + 1) % 64
     ref = np.where(active & active[:, order], copied[:, order], copied)
     np.testing.assert_array_equal(ref, low_bits(got.lanes.copy(), "u32"))
+
+
+def test_dpp_gives_no_carry_in_lanes_that_it_does_not_write(device):
+    data = inputs(12, ("u32", "u32"))
+    text = "v_add_co_u32_dpp v20, vcc, v10, v12 row_shr:3 row_mask:0xb bank_mask:0xd"
+    (got,) = execute(device, [text], data)
+    active, order = lane_bits(data.exec), CONTROLS["row_shr:1"] - 2
+    order = np.where(WITHIN >= 3, order, -1)
+    enabled = (0xB >> LANE // 16 & 1) & (0xD >> LANE % 16 // 4 & 1) != 0
+    written = active & enabled & (order >= 0) & active[:, order]
+    x, y = data.source(0, "u32")[:, order], data.source(1, "u32")
+    ref = np.where(written, x + y, low_bits(data.lanes[:, 3].copy(), "u32"))
+    np.testing.assert_array_equal(ref, low_bits(got.lanes.copy(), "u32"))
+    np.testing.assert_array_equal(written & (x + y < x), lane_bits(got.mask))
+
+
+def test_sdwa_selects_the_classes_of_a_class_test(device):
+    data = inputs(13, ("f32", "u32"))
+    forms = [f"src0_sel:DWORD src1_sel:{name}" for name in SELECTS]
+    texts = [f"v_cmp_class_f32_sdwa vcc, v10, v12 {form}" for form in forms]
+    x, wanted = data.source(0, "f32"), data.source(1, "u32")
+    for name, got in zip(SELECTS, execute(device, texts, data), strict=True):
+        classes = selected(wanted, name, False).astype(np.uint32)
+        ref = vector_table.classified(x, classes) & lane_bits(data.exec)
+        np.testing.assert_array_equal(ref, lane_bits(got.mask), err_msg=name)
 
 
 SELECTS = {
