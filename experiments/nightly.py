@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments.align.errors import AlignError
 from experiments.batch import night, options, store, suite, terminal
+from experiments.revision import commit
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
             print(*(cell.shown_command() for cell in chosen.cells), sep="\n")
             return 0
         with store.locked(asked.out_dir):
-            runner = night.Runner(chosen, asked, night.commit())
+            runner = night.Runner(chosen, asked, commit())
             with terminal.progress(asked, len(chosen.cells), len(runner.waiting)) as callbacks:
                 runner.run(*callbacks)
             found = runner.finish()

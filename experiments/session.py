@@ -1,6 +1,5 @@
 """Runs an alignment: the oracle's side, the engine's side, the judge, and the route matrix."""
 
-import subprocess
 from collections.abc import Iterator
 
 import hip_engine.engine as engines
@@ -11,9 +10,10 @@ from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
 from experiments.arithmetic import OracleArithmetic
 from experiments.explain import explain
-from experiments.flags import ROOT, Config, parse_layers
+from experiments.flags import Config, parse_layers
 from experiments.progress import Clock
 from experiments.reference import Reference, make_reference, tokenise
+from experiments.revision import commit
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
 from hip_engine import kernels, routes
@@ -79,7 +79,7 @@ def _dtype(precision: str) -> str:
 def _facts(config: Config, oracle: Oracle, engine) -> dict:
     return {
         "model_sha256": oracle.model_sha256,
-        "commit": _commit(),
+        "commit": commit(),
         "code_object_sha256": engine.code_object_sha256,
         "device": config.device,
         "oracle_policy": oracle.policy.as_record(),
@@ -89,13 +89,6 @@ def _facts(config: Config, oracle: Oracle, engine) -> dict:
         "route_reason": engine.route_reason,
         "injected_fault": config.inject_fault,
     }
-
-
-def _commit() -> str:
-    """The commit of the tree, marked when it has changes; empty outside a checkout."""
-    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def _align(

@@ -1,7 +1,6 @@
 """One night: which cells still have to run, running them, and what is written after each."""
 
 import datetime
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,6 @@ from experiments.batch.options import Options
 from experiments.batch.outputs import Night
 from experiments.batch.suite import Suite
 from experiments.report import export, html, pages, run_file
-
-
-def commit() -> str:
-    """The commit of the tree, marked when it has changes; empty outside a checkout."""
-    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    done = subprocess.run(command, cwd=local.ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def now() -> str:

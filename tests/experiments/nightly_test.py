@@ -15,7 +15,7 @@ import pytest
 
 from experiments import nightly
 from experiments.align.errors import RecordError
-from experiments.batch import night, outputs, store
+from experiments.batch import outputs, store
 from experiments.batch.cell import Cell, Result
 from experiments.batch.errors import HistoryError
 from experiments.batch.history import History, Point, drift_of
@@ -30,7 +30,7 @@ def place(tmp_path, monkeypatch):
     """A folder to work in, cells that are fakes, and a fixed commit."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Cell, "command", fake_cell.command)
-    monkeypatch.setattr(night, "commit", lambda: "commit-a")
+    monkeypatch.setattr(nightly, "commit", lambda: "commit-a")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     return tmp_path
 
@@ -95,7 +95,7 @@ def test_finished_cells_are_not_run_again_at_the_same_commit(place, monkeypatch)
     lines = (place / "out" / store.RESULTS).read_text().splitlines()
     assert len(lines) == 2
     assert run(place, "pass", flags=("--fresh",)) == 0
-    monkeypatch.setattr(night, "commit", lambda: "commit-b")
+    monkeypatch.setattr(nightly, "commit", lambda: "commit-b")
     assert run(place, "pass") == 0
     assert len((place / "out" / store.RESULTS).read_text().splitlines()) == 4
 
@@ -133,7 +133,7 @@ def children_in(folder: Path) -> list[str]:
 def test_a_killed_run_goes_on_where_it_was(place, monkeypatch):
     process = start(place, "pass", "slow", "hang")
     wait_for_results(place, 2)
-    monkeypatch.setattr(night, "commit", lambda: results(place)["pass"].commit)
+    monkeypatch.setattr(nightly, "commit", lambda: results(place)["pass"].commit)
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 10
@@ -281,7 +281,7 @@ def test_a_drift_is_a_growth_that_stays(ratios, octaves, found):
 def test_a_drift_is_flagged_before_it_fails_and_since_which_commit(place, monkeypatch, capsys):
     for commit, scale in (("a", 1), ("b", 1), ("c", 4), ("d", 4)):
         (place / "scale.json").write_text(str(scale * 0.1))
-        monkeypatch.setattr(night, "commit", lambda commit=commit: f"commit-{commit}")
+        monkeypatch.setattr(nightly, "commit", lambda commit=commit: f"commit-{commit}")
         assert run(place, "scaled") == 0
     assert "drift" not in capsys.readouterr().out
     run_page = run_file.read(place / "out" / "nightly_run.json")
