@@ -99,7 +99,11 @@ class OracleArithmetic:
     ) -> np.ndarray:
         """What the engine's declared precision may round away of one op on any inputs."""
         error = bound(oracle, site, layer, inputs, self.engine_precision[site])
-        return error if slack is None else error + self._moved(layer, site, inputs, slack)
+        if slack is None:
+            return error
+        if site in KV_SITES:
+            return error + slack * (1 + unit_roundoff(self.engine_precision[site]["store"]))
+        return error + self._moved(layer, site, inputs, slack)
 
     def _bound(self, declared: dict, layer: int, site: str, inputs: dict) -> np.ndarray:
         exact = _without(inputs, SLACK)

@@ -1,11 +1,10 @@
 """Asks the oracle's known mistakes at the first divergence, on the inputs the engine really had."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.align import compare, divergence, naming, patterns, sites, trace, verdict
+from experiments.align import compare, divergence, naming, patterns, trace, verdict
 from experiments.arithmetic import ATTENTION_SITES, SLACK, OracleArithmetic, append_only
 from experiments.reference import rows_of
 from greta_jax.graph import KV_SITES
@@ -70,8 +69,10 @@ def _place(arithmetic: OracleArithmetic, got: trace.Trace, layer: int, site: str
     inputs = arithmetic.inputs(got, layer, site)
     sources = arithmetic.floor(layer, site, inputs).values()
     floor = [np.maximum.reduce(rows) for rows in zip(*sources, strict=True)]
-    right = naming.Explanation(arithmetic.op64(layer, site, inputs), floor)
-    return _Place(layer, site, inputs, got.rows(layer, site), right)
+    rows, op64 = got.rows(layer, site), arithmetic.op64(layer, site, inputs)
+    if site in KV_SITES and append_only(rows):
+        rows, op64, floor = ([slab[-1:] for slab in slabs] for slabs in (rows, list(op64), floor))
+    return _Place(layer, site, inputs, rows, naming.Explanation(op64, floor))
 
 
 def _name(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place) -> naming.Naming:
@@ -87,22 +88,28 @@ def _mistakes(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place) -> 
     if site not in HYPOTHESES:
         return {}
     captured = {name: value for name, value in inputs.items() if name != SLACK}
-    others = _other_slabs(got, layer, site)
+    others = _others(got, layer)
     slack = inputs.get(SLACK)
 
     def rounding(oracle, site, layer, changed):
         return arithmetic.bound_of(oracle, layer, site, changed, slack)
 
-    answers = _ask(arithmetic.fp64, layer, site, captured, others)
-    bounds = _ask(arithmetic.fp64, layer, site, captured, others, evaluate=rounding)
+    asked = (arithmetic.fp64, layer, site)
+    answers = _ask(*asked, dict(captured), others)
+    bounds = _ask(*asked, dict(captured), others, evaluate=rounding)
     return {
         name: naming.Explanation(
-            rows_of(site, answer),
-            place.right.floor if name in DIRECT else rows_of(site, _magnitude(bounds[name])),
+            _rows(site, answer),
+            place.right.floor if name in DIRECT else _rows(site, _magnitude(bounds[name])),
             SHOWS.get(name, ""),
         )
         for name, answer in answers.items()
     }
+
+
+def _rows(site: str, value: np.ndarray) -> compare.Rows:
+    """One array a token, as `_place` takes them: of the cache, the slot that the token appended."""
+    return value[:, None] if site in KV_SITES else rows_of(site, value)
 
 
 def _magnitude(bound: np.ndarray) -> np.ndarray:
@@ -112,6 +119,10 @@ def _magnitude(bound: np.ndarray) -> np.ndarray:
 
 def _ask(oracle, layer: int, site: str, inputs: dict, others: dict, **how) -> dict:
     """By name, T first; NaN for tokens at which a hypothesis does not apply."""
+    if site in KV_SITES:
+        slabs = inputs.pop("slabs")
+        if not append_only(slabs):
+            return {}  # A kept slot was overwritten: no mistake of this step's row explains that.
     if site not in ATTENTION_SITES:
         return counterfactuals(oracle, site, layer, inputs, others, **how)
     slabs = [name for name in KV_SITES if name in inputs]
@@ -123,12 +134,15 @@ def _ask(oracle, layer: int, site: str, inputs: dict, others: dict, **how) -> di
     return counterfactuals(oracle, site, layer, inputs, others, **how)
 
 
-def _other_slabs(got: trace.Trace, layer: int, site: str) -> dict:
-    """The newest slabs of the layers that a wrong base might mean, where they were captured."""
-    return dict(_captured_slabs(got, {0, layer - 1} - {layer, sites.NO_LAYER}))
+OTHERS = ("attn.q", "attn.k", "attn.v", "attn.k_rope")
 
 
-def _captured_slabs(got: trace.Trace, layers: set[int]) -> Iterator[tuple]:
-    for place in ((layer, name) for layer in layers for name in KV_SITES):
+def _others(got: trace.Trace, layer: int) -> dict:
+    """What a mistake may have read instead, where it was captured: the newest slabs of the layers
+    that a wrong base might mean, and tensors of this layer."""
+    found = {}
+    for place in ((other, name) for other in {0, layer - 1} - {layer, -1} for name in KV_SITES):
         if place in got and append_only(got.rows(*place)):
-            yield place, got.rows(*place)[-1]
+            found[place] = got.rows(*place)[-1]
+    here = ((layer, name) for name in OTHERS)
+    return found | {place: got.rows(*place) for place in here if place in got}

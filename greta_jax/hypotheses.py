@@ -264,8 +264,30 @@ def read_column_major(q: Question):
 
 def slot_of_the_token_before(q: Question):
     """R3: row t holds the result of token t - 1."""
-    ref = q.evaluate(q.oracle, q.site, q.layer, q.inputs)
-    return None if len(ref) < 2 else np.concatenate([ref[:1], ref[:-1]])
+    ref = np.asarray(q.evaluate(q.oracle, q.site, q.layer, q.inputs))
+    return None if len(ref) < 2 else np.concatenate([np.full_like(ref[:1], np.nan), ref[:-1]])
+
+
+def _cached_from(q: Question, source: str):
+    """The cache fed from another tensor of its layer."""
+    tensor = q.others.get((q.layer, source))
+    return None if tensor is None else q.ask(**{INPUTS[q.site][0].replace(".", "__"): tensor})
+
+
+def cached_before_the_rotation(q: Question):
+    """K is kept as it was projected."""
+    return _cached_from(q, "attn.k")
+
+
+def cached_for_each_other(q: Question):
+    """K's cache gets v, V's cache the rotated k."""
+    return _cached_from(q, "attn.v" if q.site == "kv.k" else "attn.k_rope")
+
+
+def queries_not_rotated(q: Question):
+    """Scores of q as it was projected."""
+    tensor = q.others.get((q.layer, "attn.q"))
+    return None if tensor is None else q.ask(attn__q_rope=tensor)
 
 
 def gate_and_up_exchanged(q: Question):
@@ -321,6 +343,7 @@ _SCORES = _named(
     last_64_keys_only,
     kv_head_is_n_mod_k,
     keys_read_one_slot_early,
+    queries_not_rotated,
     scale_missing,
     scale_is_1_over_h,
     causal_mask_missing,
@@ -341,6 +364,8 @@ HYPOTHESES: dict[str, dict[str, Hypothesis]] = {
     "attn.norm": _NORMED,
     "attn.q_rope": _ROTATED,
     "attn.k_rope": _ROTATED,
+    "kv.k": _named(slot_of_the_token_before, cached_before_the_rotation, cached_for_each_other),
+    "kv.v": _named(slot_of_the_token_before, cached_for_each_other),
     "attn.scores": _SCORES,
     "attn.probs": _SCORES,
     "attn.out": _SCORES

@@ -79,18 +79,21 @@ CORPUS = (
         old="position_T[row], H) + h;",
         new="position_T[row] + 1, H) + h;",
         found_at=(0, "kv.k"),
+        named="slot_of_the_token_before",
     ),
     Fault(
         *("k_cached_before_rope", "", HOST, "hip_engine.forward"),
         old='kv_append(cache, turned[1], at["attn.v"],',
         new='kv_append(cache, at["attn.k"], at["attn.v"],',
         found_at=(0, "kv.k"),
+        named="cached_before_the_rotation",
     ),
     Fault(
         *("k_and_v_cached_for_each_other", "", HOST, "hip_engine.forward"),
         old='kv_append(cache, turned[1], at["attn.v"],',
         new='kv_append(cache, at["attn.v"], turned[1],',
         found_at=(0, "kv.k"),
+        named="cached_for_each_other",
     ),
     Fault(
         *("q4_k_scales_of_late_blocks", "L2", KERNEL, "weight_formats.h"),
@@ -152,6 +155,7 @@ CORPUS = (
         old='at["attn.q" if fused else "attn.q_rope"]',
         new='at["attn.q"]',
         found_at=(0, "attn.out"),
+        named="queries_not_rotated",
     ),
     Fault(
         *("softmax_scale_missing", "", HOST, "hip_engine.forward"),
