@@ -45,7 +45,9 @@ def score(config: Config, fault: Fault, references: dict) -> Score:
     try:
         alignment = session.run(injected, Clock(quiet=True), False, references)
     except EngineError as refusal:
-        code, seen = EXIT_FAIL, f"refused: {refusal}"
+        # Any other refusal, a patch that does not compile say, is no detection.
+        expected = fault.stops and fault.stops in str(refusal)
+        code, seen = (EXIT_FAIL if expected else None), f"refused: {refusal}"
     else:
         code, (found, named, seen) = alignment.exit_code, _findings(alignment)
     placed = fault.stops in seen if fault.stops else found == fault.found_at

@@ -213,7 +213,7 @@ CORPUS = (
     Fault(
         *("residual_missing", "", KERNEL, "elementwise.hip"),
         old="*reinterpret_cast<float_x4*>(y_TD + i) = a + b;",
-        new="*reinterpret_cast<float_x4*>(y_TD + i) = b;",
+        new="*reinterpret_cast<float_x4*>(y_TD + i) = b + 0.0f * a;",
         found_at=(0, "resid.mid"),
         named="residual_missing",
     ),
@@ -226,7 +226,7 @@ CORPUS = (
     Fault(
         *("norm_weight_missing", "", KERNEL, "rms_norm.hip"),
         old="y_D[i] = x_D[i] * scale * weight_D[i];",
-        new="y_D[i] = x_D[i] * scale;",
+        new="y_D[i] = x_D[i] * scale + 0.0f * weight_D[i];",
         found_at=(0, "attn.norm"),
         named="scale_weight_missing",
     ),
