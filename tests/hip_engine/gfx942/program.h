@@ -150,9 +150,12 @@ FN void barrier() {
   __builtin_amdgcn_s_barrier();
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
+// Only lanes that are there: clang 22 makes a readlane of a uniform index, and nothing of a uniform
+// value, so what an inactive lane gives is the compiler's choice.
 template <u32 kConstant>
 FN u32 bpermute(u32 value, u32 index) {
-  return __builtin_amdgcn_ds_bpermute((index & 63) * 4, value);
+  const u32 lanes = __builtin_popcountl(__builtin_amdgcn_ballot_w64(true));
+  return __builtin_amdgcn_ds_bpermute(index % lanes * 4, value);
 }
 template <u32 kConstant>
 FN u32 swizzle(u32 value, u32) { return __builtin_amdgcn_ds_swizzle(value, kConstant); }
@@ -193,7 +196,7 @@ static void gather(const u32* value, const u32* otherwise, u32* out, int n, From
   }
 #define IN_ROW(r) ((r) >= 0 && (r) < 16 ? (i & 48) + (r) : -1)
 constexpr int kNone = -1;
-SHUFFLE(bpermute, nullptr, (int)(index[i] & 63))
+SHUFFLE(bpermute, nullptr, (int)(index[i] % (u32)n))
 SHUFFLE(swizzle, nullptr,
         kConstant & 0x8000 ? (i & 60) + (int)(kConstant >> 2 * (i & 3) & 3)
                            : (i & 32) + (int)((((i & 31) & kConstant) | (kConstant >> 5 & 31)) ^

@@ -1,11 +1,15 @@
 """Random programs on both machines: render, compile, run, compare, and reduce what fails."""
 
+import contextlib
 import copy
 import ctypes
+import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
+from hip_engine import toolchain
 from hip_engine.gfx942.device import EmulatedDevice
 from tests.hip_engine.gfx942 import objects
 from tests.hip_engine.gfx942.program import VECTORS, Generator, Program, Statement
@@ -204,6 +208,28 @@ def run_batch(number: int) -> dict[int, str]:
     for level, programs in by_level.items():
         found |= differences(device, programs, level)
     return found
+
+
+@contextlib.contextmanager
+def only_llvm(version: int):
+    """The distribution's clang and llvm-objdump of one version, and no other."""
+    found = (toolchain.find_compiler, toolchain.find_objdump)
+    with (
+        mock.patch.object(toolchain, "VERSIONS", (version,)),
+        mock.patch.dict(os.environ, ROCM_PATH=os.devnull),
+    ):
+        for lookup in found:
+            lookup.cache_clear()
+        try:
+            yield
+        finally:
+            for lookup in found:
+                lookup.cache_clear()
+
+
+def run_batch_of_llvm_22(number: int) -> dict[int, str]:
+    with only_llvm(22):
+        return run_batch(number)
 
 
 # Reduction.
