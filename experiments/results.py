@@ -202,7 +202,7 @@ def _attn_verify_records(result: PromptResult, alignment: Alignment, shared: dic
         shared=shared,
         dims=alignment.dims,
         route_observed=result.run.attestation.observed,
-        slots=kv_slots(geometry),
+        slots=kv_slots(geometry, len(result.reference.token_ids)),
         layer_stride_bytes=geometry.layer_stride_bytes,
     )
     by_step = {step.layers[0].position: step.layers for step in result.run.watched}

@@ -41,9 +41,11 @@ class EngineRun:
     attestation: routes.Attestation
 
 
-def kv_slots(geometry: KvGeometry) -> list[Slots]:
-    """The cache's layout as plain numbers: the slots of sequence 0, as far as it has pages."""
-    pages = int((geometry.tables_BP[0] >= 0).sum())
+def kv_slots(geometry: KvGeometry, length: int) -> list[Slots]:
+    """The cache's layout as plain numbers: the slots of sequence 0, as far as `length` tokens need
+    pages. (A table says nothing past them: what is not mapped reads as page 0.)
+    """
+    pages = -(-length // geometry.page_slots)
     positions = range(min(pages * geometry.page_slots, geometry.positions))
     offsets_S = np.array([geometry.offset_bytes(0, 0, position) for position in positions])
     starts_LK = geometry.layer_stride_bytes * np.arange(geometry.layers)[
@@ -79,7 +81,9 @@ def run_forced(
             geometry = engine.kv_geometry()
             buffers = (geometry.k, geometry.v)
             accesses = [Access(log.written(buffer), log.read(buffer)) for buffer in buffers]
-            watched.append(WatchedStep(*check_step(kv_slots(geometry), accesses, position)))
+            watched.append(
+                WatchedStep(*check_step(kv_slots(geometry, position + 1), accesses, position))
+            )
         else:
             step = engine.step(token_id, taps)
         taken.add(step.taps)
