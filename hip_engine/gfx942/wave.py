@@ -47,15 +47,17 @@ class Wave(Emit):
     # Scalar registers.
 
     def sgpr(self, index: int, bits: int = 32, role: str = "sread") -> Value:
-        if index + bits // 32 - 1 > LAST_SGPR:
-            raise self.unsupported("a scalar register range past the end of its file")
+        self.check_sgprs(index, bits // 32)
         self.effects.add(role, index, bits // 32)
         pointer = self.pointer("%w", layout.SGPR + 4 * index)
         return self.load(f"i{bits}", pointer, 4)
 
-    def set_sgpr(self, index: int, value: Value) -> None:
-        if index + width(value.ty) // 32 - 1 > LAST_SGPR:
+    def check_sgprs(self, first: int, count: int) -> None:
+        if first + count - 1 > LAST_SGPR:
             raise self.unsupported("a scalar register range past the end of its file")
+
+    def set_sgpr(self, index: int, value: Value) -> None:
+        self.check_sgprs(index, width(value.ty) // 32)
         self.effects.add("swrite", index, width(value.ty) // 32)
         self.store(value, self.pointer("%w", layout.SGPR + 4 * index), 4)
         if index + width(value.ty) // 32 > EXEC:

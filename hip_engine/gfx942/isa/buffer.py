@@ -9,7 +9,7 @@ from hip_engine.gfx942.emit import Value
 from hip_engine.gfx942.isa.lanes import row_index
 from hip_engine.gfx942.isa.memory_ops import ATOMICS, LDS_ONLY, LOADS, SCALAR_DWORDS, STORES
 from hip_engine.gfx942.isa.table import opcode
-from hip_engine.gfx942.wave import LAST_SGPR, Wave
+from hip_engine.gfx942.wave import Wave
 
 OFFEN, IDXEN = 1, 2
 
@@ -82,8 +82,8 @@ def _scalar_load(dwords: int):
         for part in offset:
             total = w.op("add", total, w.scalar(part))
         w.effects.add("saddress", descriptor.index, 4)
-        if max(dst.index + dwords, descriptor.index + 4) - 1 > LAST_SGPR:
-            raise w.unsupported("a scalar register range past the end of its file")
+        w.check_sgprs(dst.index, dwords)
+        w.check_sgprs(descriptor.index, 4)
         w.effects.add("sresult", dst.index, dwords)
         where = [w.const("i32", descriptor.index), total]
         w.runtime("scalar_buffer_load", *where, w.const("i32", dst.index), w.const("i32", dwords))

@@ -4,7 +4,7 @@ from hip_engine.gfx942.disassembly import Instruction, Operand
 from hip_engine.gfx942.emit import Value
 from hip_engine.gfx942.isa.lanes import row_index
 from hip_engine.gfx942.isa.table import opcode
-from hip_engine.gfx942.wave import LAST_SGPR, Wave
+from hip_engine.gfx942.wave import Wave
 
 # Suffix -> (runtime width name, dwords written).
 LOADS = {
@@ -354,8 +354,7 @@ def _scalar_load(dwords: int):
         elif offset:
             address = w.op("add", address, w.const("i64", int(offset[0].value)))
         address = w.op("add", address, w.const("i64", _offset(inst)))
-        if dst.index + dwords - 1 > LAST_SGPR:
-            raise w.unsupported("a scalar register range past the end of its file")
+        w.check_sgprs(dst.index, dwords)
         w.effects.add("sresult", dst.index, dwords)
         w.runtime("scalar_load", address, w.const("i32", dst.index), w.const("i32", dwords))
         if dst.index + dwords > 126:

@@ -260,18 +260,13 @@ def _count(ones: bool):
     return emit
 
 
-def _quad_mask(combine_any: bool):
+def _quad_mask(w: Wave, x: Value) -> Value:
     """s_wqm: a quad is all ones if any of its bits is."""
-
-    def emit(w: Wave, x: Value) -> Value:
-        pattern = w.const(x.ty, 0x1111111111111111)
-        any_bit = x
-        for n in (1, 2, 3):
-            any_bit = w.op("or", any_bit, w.op("lshr", x, w.const(x.ty, n)))
-        low = w.op("and", any_bit, pattern)
-        return w.op("mul", low, w.const(x.ty, 15))
-
-    return emit
+    any_bit = x
+    for n in (1, 2, 3):
+        any_bit = w.op("or", any_bit, w.op("lshr", x, w.const(x.ty, n)))
+    low = w.op("and", any_bit, w.const(x.ty, 0x1111111111111111))
+    return w.op("mul", low, w.const(x.ty, 15))
 
 
 for _bits in (32, 64):
@@ -280,7 +275,7 @@ for _bits in (32, 64):
         (
             (f"s_mov_b{_bits}", _unary(_ty, lambda w, x: x)),
             (f"s_not_b{_bits}", _unary(_ty, lambda w, x: w.invert(x), scc_nonzero)),
-            (f"s_wqm_b{_bits}", _unary(_ty, _quad_mask(True), scc_nonzero)),
+            (f"s_wqm_b{_bits}", _unary(_ty, _quad_mask, scc_nonzero)),
             (f"s_brev_b{_bits}", _unary(_ty, lambda w, x: w.intrinsic("bitreverse", x))),
             (f"s_bcnt0_i32_b{_bits}", _unary(_ty, _count(False), scc_nonzero, "i32")),
             (f"s_bcnt1_i32_b{_bits}", _unary(_ty, _count(True), scc_nonzero, "i32")),

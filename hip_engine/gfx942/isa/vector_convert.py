@@ -133,7 +133,7 @@ def _pack(w: Wave, inst: Instruction) -> None:
     w.write(inst.operands[0], _halves(w, *halves))
 
 
-def _saturated_pack(kind: str, signed: bool):
+def _saturated_pack(signed: bool):
     def emit(w: Wave, inst: Instruction) -> None:
         parts = []
         for operand in inst.operands[1:3]:
@@ -149,5 +149,5 @@ def _saturated_pack(kind: str, signed: bool):
     return emit
 
 
-opcode("v_cvt_pk_i16_i32")(_saturated_pack("i", True))
-opcode("v_cvt_pk_u16_u32")(_saturated_pack("u", False))
+opcode("v_cvt_pk_i16_i32")(_saturated_pack(True))
+opcode("v_cvt_pk_u16_u32")(_saturated_pack(False))
