@@ -46,13 +46,14 @@ def fingerprint() -> bytes:
     return digest.digest()
 
 
-@functools.cache
 def cache() -> Path:
-    """Folder of what this version of the translator made on this CPU.
+    """Folder of what this version of the translator made on this CPU, under today's cache_dir."""
+    return _version_folder(cache_dir("gfx942"))
 
-    A new version starts a new folder; of the others the latest few stay.
-    """
-    root = cache_dir("gfx942")
+
+@functools.cache
+def _version_folder(root: Path) -> Path:
+    """A new version starts a new folder under `root`; of the others the latest few stay."""
     folder = root / fingerprint().hex()[:32]
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
