@@ -15,6 +15,7 @@ from absl import flags
 from experiments.align.errors import AlignError
 from greta_jax.errors import OracleError
 from hip_engine.errors import DeviceFault, EngineError
+from hip_engine.kv_types import KV_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = Path(__file__).resolve().parent / "prompts"
@@ -50,7 +51,7 @@ _FLAGS = (
     (flags.DEFINE_integer, "max_tokens", 2, "Decode steps, on the oracle's greedy tokens."),
     (flags.DEFINE_enum, "precision", "fp64", ["fp64", "fp32"], "Arithmetic of the oracle."),
     (flags.DEFINE_enum, "device", "emulated", ["emulated", "mi300x"], "What runs the code."),
-    (flags.DEFINE_enum, "kv_dtype", "float16", ["float16", "float32"], "The engine's KV cache."),
+    (flags.DEFINE_enum, "kv_dtype", "float16", list(KV_TYPES), "The engine's KV cache."),
     (flags.DEFINE_string, "out_dir", None, "Results; default artifacts/alignment/<date>."),
     (flags.DEFINE_string, "inject_fault", None, "Run with a named fault, which must be found."),
     (flags.DEFINE_bool, "attn_verify", True, "Write a record for each decode step and layer."),

@@ -43,14 +43,16 @@ class MemoryCounts:
 class LaunchRecord:
     """What one launch executed, for attestation.
 
-    `executed` counts wave instructions by class ("valu", "salu", "mfma", "vmem_load", ...) where
-    the device can see them (the emulated one can), and is empty where it cannot.
+    `kernarg`: the arguments' bytes, as the kernel found them. `executed` counts wave instructions
+    by class ("valu", "salu", "mfma", "vmem_load", ...) where the device can see them (the emulated
+    one can), and is empty where it cannot.
     """
 
     symbol: str
     code_object_sha256: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
+    kernarg: bytes = field(default=b"", repr=False, compare=False)
     executed: dict[str, int] = field(default_factory=dict)
     memory: MemoryCounts | None = None
 
@@ -65,6 +67,57 @@ class AccessLog(Protocol):
         """One bool for each byte of `buffer`: a kernel loaded it."""
 
 
+class Event(Protocol):
+    """A place in a stream's order, to be waited for."""
+
+    def record(self, stream: "Stream") -> None: ...
+
+    def synchronize(self) -> None:
+        """Waits until what the stream had been given by then is done."""
+
+    def close(self) -> None: ...
+
+
+class Graph(Protocol):
+    """Launches that were captured, to be made again any number of times by one call.
+
+    Arguments are as they were captured; what they point to is read when the graph runs.
+    """
+
+    def __len__(self) -> int:
+        """Launches in it."""
+
+    def launch(self, stream: "Stream") -> Sequence[LaunchRecord]: ...
+
+    def close(self) -> None: ...
+
+
+class Capture(Protocol):
+    """A `with` block inside which launches of a stream are captured and not made."""
+
+    graph: Graph
+
+    def __enter__(self) -> "Capture": ...
+
+    def __exit__(self, kind, error, trace) -> None: ...
+
+
+class Stream(Protocol):
+    """Work that runs in order, and in order with the reads and writes of the device."""
+
+    def capture(self) -> Capture: ...
+
+    def wait(self, event: Event) -> None:
+        """Later work of this stream starts after what `event` recorded."""
+
+    def read_later(self, buffer: Buffer, into: np.ndarray, offset_bytes: int = 0) -> None:
+        """Fills `into`, which is `Device.pinned` memory, when the stream comes to it."""
+
+    def synchronize(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Kernel(Protocol):
     """A kernel of a loaded code object; `arguments`: (name, offset, size, kind) by its metadata."""
 
@@ -77,10 +130,12 @@ class Device(Protocol):
     """Memory and launches. Kernels take Buffer, int (addresses too), float or np scalars.
 
     `reports_accesses`: whether `watch` can tell what kernels touched.
+    `busy_s`: seconds that calls spent executing kernels; 0 where kernels run by themselves.
     """
 
     name: str
     reports_accesses: bool
+    busy_s: float
 
     def allocate(self, nbytes: int, label: str) -> Buffer: ...
 
@@ -104,7 +159,15 @@ class Device(Protocol):
         block: tuple[int, int, int],
         args: Sequence,
         dynamic_lds_bytes: int = 0,
+        stream: Stream | None = None,
     ) -> LaunchRecord: ...
+
+    def stream(self) -> Stream: ...
+
+    def event(self) -> Event: ...
+
+    def pinned(self, count: int, dtype: np.dtype) -> np.ndarray:
+        """Host memory that the device copies to by itself; it lives as long as the device."""
 
     def synchronize(self) -> None: ...
 

@@ -1,13 +1,13 @@
 """Prefill and decode of a Llama on a device: every operation a kernel, every site readable."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from hip_engine import kernels
+from hip_engine.decode import Decoder
 from hip_engine.device import Device, LaunchRecord
 from hip_engine.errors import ContextOverflow, TokenRefused
 from hip_engine.forward import Forward, KernelChoice, Row
@@ -98,6 +98,9 @@ class Engine:
             *(model, launcher, self._cache, self._buffers, plan.max_chunks),
             read_offset_bytes=lambda layer: self.kv_layer_offset_bytes(layer),
         )
+        self._decoder = Decoder(
+            self._forward, launcher, self._choice, self._buffers["step.history"]
+        )
         self.reset()
 
     def reset(self):
@@ -109,6 +112,8 @@ class Engine:
 
     def close(self):
         """Frees the device's memory; the engine cannot be used afterwards."""
+        self._decoder.close()
+        self._launcher.close()
         for buffer in self._buffers.values():
             self._device.free(buffer)
         self._buffers = {}
@@ -191,31 +196,28 @@ class Engine:
         rows = [Row(s, token, self._cache.pool.length(s)) for s, token in tokens.items()]
         return dict(zip(tokens, self._pass(rows, taps), strict=True))
 
-    def generate(self, token_id: int, count: int, sequence: int = 0) -> Generation:
-        """Feeds `token_id`, then `count` - 1 times the token just chosen, without the host.
+    def generate(
+        self, token_id: int, count: int, sequence: int = 0, until: Collection[int] = ()
+    ) -> Generation:
+        """Feeds `token_id`, then the token just chosen, `count` times or until one of `until`.
 
-        One pass is recorded and replayed: tokens and positions stay on the device, the chosen
-        tokens are read once at the end. The same tokens as `step` in a loop.
+        The same tokens as `step` in a loop, without the host: tokens and positions stay on the
+        device, each pass is one graph launch, and is under way when the token before is read.
 
         Raises:
           ContextOverflow, OutOfPages, TokenRefused: nothing was changed.
+          DeviceFault: a kernel failed; the position did not advance.
         """
+        if count < 1:
+            raise TokenRefused(f"{count} tokens to generate: at least 1")
         self._check([token_id], None)
         self._reserve({sequence: count})
         self._launcher.take_records()
-        begin = time.perf_counter()
-        first = self._cache.pool.length(sequence)
-        row = Row(sequence, token_id, first)
-        launches = self._forward.record([row], self._choice, first + count)
-        self._forward.write_rows([row])
-        for _ in range(count):
-            self._launcher.replay(launches)
-        self._device.synchronize()
-        self._cache.pool.advance(sequence, count)
+        row = Row(sequence, token_id, self._cache.pool.length(sequence))
+        generated = self._decoder.free_run(row, count, until)
+        self._cache.pool.advance(sequence, len(generated.tokens))
         self.launch_log.extend(self._launcher.take_records())
-        tokens = self._forward.read_history(first, count)
-        seconds = time.perf_counter() - begin
-        return Generation(tuple(tokens), len(launches), 1e3 * seconds / max(count, 1))
+        return generated
 
     def _check(self, token_ids, taps: Taps | None) -> Taps:
         for token_id in token_ids:
@@ -236,7 +238,11 @@ class Engine:
         choice, log = (
             (self._prefill, self.prefill_log) if batched else (self._choice, self.launch_log)
         )
-        taken = self._forward.run(rows, choice, taps)
+        taken: dict = {}
+        if taps.sites or batched:
+            taken = self._forward.run(rows, choice, taps)
+        else:
+            self._decoder.step(rows)
         logits = self._forward.read_site("logits", NO_LAYER, rows)
         top1 = self._forward.read_top1(len(rows))
         records = self._launcher.take_records()

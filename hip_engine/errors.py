@@ -94,3 +94,7 @@ class OutOfPages(EngineError):
 
 class UnknownSequence(EngineError):
     """A sequence that was never opened, or was closed; nothing was changed."""
+
+
+class TraceDamaged(EngineError):
+    """A trace file holds something that was never written to it."""

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from hip_engine.arguments import ATTN_ARGS
-from hip_engine.device import Buffer
+from hip_engine.device import Buffer, Graph
 from hip_engine.kv_cache import KvCache
-from hip_engine.launcher import Launch, Launcher, Matrix
+from hip_engine.launcher import Launcher, Matrix
 from hip_engine.memory_plan import site_shapes
 from hip_engine.routes import Route
-from hip_engine.taps import NO_LAYER, NO_TAPS, Taps
+from hip_engine.taps import NO_LAYER, Taps
 from hip_engine.weights import ModelFile
 
 Tapped = dict[tuple[int, str], list[np.ndarray]]
@@ -57,47 +57,56 @@ class Forward:
         self.config, self._tensors = model.config, model.tensors
         self._launch, self._cache, self._buffers = launcher, cache, buffers
         self._at = {label: buffer.address for label, buffer in buffers.items()}
+        self._max_rows = buffers["step.rows"].nbytes // (4 * len(Row._fields))
+        for number, label in enumerate(Row._fields):
+            self._at[f"step.{label}"] = self._at["step.rows"] + 4 * self._max_rows * number
         self._read_offset_bytes = read_offset_bytes
         self._site_shapes = site_shapes(model.config)
         self._attention = self._attention_args(max_chunks)
 
     def run(self, rows: Sequence[Row], choice: KernelChoice, taps: Taps) -> Tapped:
-        """Every launch of a pass; taps come back as one array a row."""
-        self.write_rows(rows)
-        return self._launch_pass(rows, choice, taps)
+        """Every launch of a pass, one by one; taps come back as one array a row.
 
-    def record(self, rows: Sequence[Row], choice: KernelChoice, positions: int) -> Sequence[Launch]:
-        """A pass and the advance to the next, to be replayed until a row is at `positions`.
-
-        Tokens and positions are read on the device; grids are for the last replay.
+        A site is read, and given to the taps' sink, before the next kernel is launched.
         """
-        at, T = self._at, len(rows)
-        last = [row._replace(position=positions - 1) for row in rows]
-        with self._launch.recording() as launches:
-            self._launch_pass(last, choice, NO_TAPS)
-            history, S = at["step.history"], self._cache.layout.positions
-            tokens, places = at["step.token"], at["step.position"]
-            self._launch.advance(at["step.top1"], tokens, places, history, S, T)
-        return launches
-
-    def write_rows(self, rows: Sequence[Row]):
-        for label in Row._fields:
-            self._write_ints(f"step.{label}", [getattr(row, label) for row in rows])
-
-    def read_history(self, first: int, count: int) -> list[int]:
-        """Tokens chosen for row 0 at positions from `first` on."""
-        device, buffer = self._launch.device, self._buffers["step.history"]
-        return device.read(buffer, np.dtype(np.int32), count, 4 * first).tolist()
-
-    def _launch_pass(self, rows: Sequence[Row], choice: KernelChoice, taps: Taps) -> Tapped:
-        config, at, T = self.config, self._at, len(rows)
         taken: Tapped = {}
 
         def tap(layer: int, *sites: str):
             for site in sites:
                 if taps.wants(layer, site):
                     taken[layer, site] = self.read_site(site, layer, rows)
+                    if taps.sink is not None:
+                        taps.sink(layer, site, rows, taken[layer, site])
 
+        self.write_rows(rows)
+        S = max(row.position for row in rows) + 1
+        self._launch_pass(len(rows), S, choice, tap)
+        return taken
+
+    def capture(self, T: int, S: int, choice: KernelChoice) -> Graph:
+        """A pass of T rows and the advance to the next, for sequences of up to S slots.
+
+        Tokens, positions and tables are read on the device when the graph runs.
+        """
+        at, positions = self._at, self._cache.layout.positions
+
+        def launch():
+            self._launch_pass(T, S, choice, lambda layer, *sites: None)
+            rows = at["step.top1"], at["step.token"], at["step.position"]
+            self._launch.advance(*rows, at["step.history"], positions, T)
+
+        return self._launch.capture(launch)
+
+    def write_rows(self, rows: Sequence[Row]):
+        """Tokens, positions and sequences of the next pass, in one copy."""
+        ints = np.zeros((len(Row._fields), self._max_rows), np.int32)
+        for row, label in zip(ints, Row._fields, strict=True):
+            row[: len(rows)] = [getattr(r, label) for r in rows]
+        self._launch.device.write(self._buffers["step.rows"], ints)
+
+    def _launch_pass(self, T: int, S: int, choice: KernelChoice, tap):
+        """Launches of T rows whose sequences have up to S slots; `tap(layer, *sites)` may read."""
+        config, at = self.config, self._at
         embedding = self._tensors["token_embd.weight"]
         tokens = at["step.token"]
         self._launch.gather_rows(
@@ -106,7 +115,7 @@ class Forward:
         tap(NO_LAYER, "embed")
         x = "embed"
         for layer in range(config.L):
-            self._attend(layer, x, rows, choice, tap)
+            self._attend(layer, x, (T, S), choice, tap)
             self._feed_forward(layer, T, choice.gemm, tap)
             x = "resid.out"
         self._norm(x, "output_norm.weight", "final.norm", T)
@@ -115,7 +124,6 @@ class Forward:
         self._project("final.norm", {output: "logits"}, T, choice.gemm)
         tap(NO_LAYER, "logits")
         self._launch.argmax(at["logits"], at["step.top1"], config.V, T)
-        return taken
 
     def read_top1(self, T: int) -> list[int]:
         device = self._launch.device
@@ -133,8 +141,8 @@ class Forward:
         flat = self._launch.device.read(self._buffers[site], np.dtype(np.float32), count)
         return np.split(flat.reshape(len(rows), *shape), len(rows))
 
-    def _attend(self, layer: int, x: str, rows: Sequence[Row], choice: KernelChoice, tap):
-        at, T, block = self._at, len(rows), f"blk.{layer}"
+    def _attend(self, layer: int, x: str, TS: tuple[int, int], choice: KernelChoice, tap):
+        at, T, block = self._at, TS[0], f"blk.{layer}"
         self._norm(x, f"{block}.attn_norm.weight", "attn.norm", T)
         tap(layer, "attn.norm")
         qkv = {f"{block}.attn_{name}.weight": f"attn.{name}" for name in "qkv"}
@@ -142,7 +150,7 @@ class Forward:
         tap(layer, "attn.q", "attn.k", "attn.v")
         if choice.route.kernel == "manual":
             self._turn_and_append(layer, choice.cache, T, tap)
-        self._attention_launch(layer, rows, choice)
+        self._attention_launch(layer, TS, choice)
         if choice.route.kernel == "fused":
             tap(layer, "kv.k", "kv.v")
         tap(layer, "attn.out")
@@ -163,8 +171,8 @@ class Forward:
         self._launch.kv_append(cache, turned[1], at["attn.v"], rows, view, shape[1:], T)
         tap(layer, "kv.k", "kv.v")
 
-    def _attention_launch(self, layer: int, rows: Sequence[Row], choice: KernelChoice):
-        args, at = self._attention, self._at
+    def _attention_launch(self, layer: int, TS: tuple[int, int], choice: KernelChoice):
+        args, at, (T, S) = self._attention, self._at, TS
         fused = choice.route.kernel == "fused"
         args["q_TNH"] = at["attn.q" if fused else "attn.q_rope"]
         args["kv"] = self._cache.view(layer, self._read_offset_bytes(layer))
@@ -172,8 +180,7 @@ class Forward:
         args["k_append_PKJH"] = at["kv.k"] + append
         args["v_append_PKJH"] = at["kv.v"] + append
         args["window"], args["softcap"] = choice.window, choice.softcap
-        S = max(row.position for row in rows) + 1
-        self._launch.attention(choice.symbol, args, S, self.config.H, at["attn.out"], len(rows))
+        self._launch.attention(choice.symbol, args, S, self.config.H, at["attn.out"], T)
 
     def _attention_args(self, max_chunks: int) -> np.ndarray:
         """What does not change from launch to launch."""
@@ -226,6 +233,3 @@ class Forward:
                     self._launch.gemm_mfma(format, self._at[x], matrix, tensor.columns, T)
                 continue
             self._launch.gemv(format, self._at[x], matrices, tensor.columns, T)
-
-    def _write_ints(self, label: str, values: Sequence[int]):
-        self._launch.device.write(self._buffers[label], np.array(values, np.int32))

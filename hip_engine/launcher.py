@@ -4,13 +4,12 @@ Addresses may point inside a buffer; counts are elements. T is the number of tok
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from hip_engine.device import Device, LaunchRecord
+from hip_engine.device import Device, Graph, LaunchRecord
 
 # These mirror constants of the kernels: GemvShape, kBatch, kElementwiseThreads, kChunk.
 THREADS = 256
@@ -23,15 +22,6 @@ WAVE = 64
 ARGMAX_THREADS = 1024
 ATTENTION_CHUNK = 256
 MAX_CHUNK_WORKGROUPS = 1024
-
-
-class Launch(NamedTuple):
-    """A launch with everything it needs, to be made any number of times."""
-
-    symbol: str
-    grid: tuple[int, int, int]
-    threads: int
-    args: tuple
 
 
 class Matrix(NamedTuple):
@@ -54,39 +44,47 @@ def lanes_of_a_row(columns: int) -> int:
     return min(WAVE, 1 << (units.bit_length() - 1))
 
 
+def chunk_workgroups(S: int, window: int) -> int:
+    """Workgroups over the chunks that a query at the last of S slots can see."""
+    seen = min(S, window + ATTENTION_CHUNK - 1) if window else S
+    return min(math.ceil(seen / ATTENTION_CHUNK), MAX_CHUNK_WORKGROUPS)
+
+
 class Launcher:
-    """Launches kernels of one code object and records what ran since `take_records`."""
+    """Launches kernels of one code object in one stream; records what ran since `take_records`."""
 
     def __init__(self, device: Device, code_object: bytes):
-        self.device = device
+        self.device, self.code_object = device, code_object
         self.kernels = device.open(code_object)
+        self.stream = device.stream()
         self._records: list[LaunchRecord] = []
-        self._recording: list[Launch] | None = None
+        self._capturing = False
 
-    @contextmanager
-    def recording(self) -> Iterator[list[Launch]]:
-        """Inside, launches are listed and not made."""
-        self._recording = []
+    def close(self):
+        self.stream.close()
+
+    def capture(self, launch: Callable[[], None]) -> Graph:
+        """The launches that `launch()` asks for, captured and not made."""
+        self._capturing = True
         try:
-            yield self._recording
+            with self.stream.capture() as capture:
+                launch()
         finally:
-            self._recording = None
+            self._capturing = False
+        return capture.graph
 
-    def replay(self, launches: Sequence[Launch]):
-        for symbol, grid, threads, args in launches:
-            record = self.device.launch(self.kernels[symbol], grid, (threads, 1, 1), args)
-            self._records.append(record)
+    def replay(self, graph: Graph):
+        self._records.extend(graph.launch(self.stream))
 
     def take_records(self) -> tuple[LaunchRecord, ...]:
         records, self._records = tuple(self._records), []
         return records
 
     def _launch(self, symbol: str, grid: tuple[int, ...], threads: int, *args):
-        launch = Launch(symbol, (*grid, 1, 1)[:3], threads, args)
-        if self._recording is None:
-            self.replay([launch])
-        else:
-            self._recording.append(launch)
+        kernel, block = self.kernels[symbol], (threads, 1, 1)
+        record = self.device.launch(kernel, (*grid, 1, 1)[:3], block, args, stream=self.stream)
+        if not self._capturing:
+            self._records.append(record)
 
     def gather_rows(self, format: str, table: int, rows: int, output: int, columns: int, T: int):
         self._launch(f"gather_rows_{format}", (T,), THREADS, table, rows, output, columns)
@@ -132,12 +130,10 @@ class Launcher:
         """Chunks, then their merge. `args`: AttnArgs, whose workgroups are set here for S slots."""
         N, K, window = int(args["N"]), int(args["K"]), int(args["window"])
         tile = int(symbol.rpartition("_g")[2])
-        seen = min(S, window + ATTENTION_CHUNK - 1) if window else S
-        workgroups = min(math.ceil(seen / ATTENTION_CHUNK), MAX_CHUNK_WORKGROUPS)
+        workgroups = chunk_workgroups(S, window)
         args["workgroups"] = workgroups
         grid = (workgroups, K * math.ceil(N // K / tile), T)
-        # A copy: a recorded launch must not see what the next layer writes into `args`.
-        self._launch(symbol, grid, THREADS, args.copy()[()])
+        self._launch(symbol, grid, THREADS, args[()])
         partials = (int(args[name]) for name in ("max_TNC", "sum_TNC", "out_TNCH", "position_T"))
         counts = (N, H, int(args["max_chunks"]), window)
         self._launch("attn_merge_chunks", (N, T), THREADS, *partials, output, *counts)

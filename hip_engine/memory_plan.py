@@ -14,6 +14,7 @@ from hip_engine.weights import ModelFile
 
 FLOAT = 4
 CHECKED_ROWS = 3
+ROW_INTS = 3  # token, position and sequence of a row: Row of forward.py
 
 
 def site_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -65,9 +66,7 @@ class MemoryPlan:
             "attn.partial_max": partials,
             "attn.partial_sum": partials,
             "attn.partial_out": partials * config.H,
-            "step.token": max_rows * 4,
-            "step.position": max_rows * 4,
-            "step.sequence": max_rows * 4,
+            "step.rows": ROW_INTS * max_rows * 4,
             "step.top1": max_rows * 4,
             "step.history": max_rows * layout.positions * 4,
             "check.rows": CHECKED_ROWS * 4,

@@ -1,6 +1,6 @@
 """What can be observed of a step, and what a step returns."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,14 +27,18 @@ def sites_of(route: Route) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Taps:
-    """Sites to read back, in which layers (None: all). Sites without a layer need no layer."""
+    """Sites to read back, in which layers (None: all). Sites without a layer need no layer.
+
+    `sink(layer, site, rows, arrays)` gets each site as soon as it is read, one array a row.
+    """
 
     sites: frozenset[str]
     layers: frozenset[int] | None = None
+    sink: Callable[[int, str, Sequence, Sequence[np.ndarray]], None] | None = None
 
     @classmethod
-    def of(cls, sites: Iterable[str], layers: Iterable[int] | None = None) -> "Taps":
-        return cls(frozenset(sites), None if layers is None else frozenset(layers))
+    def of(cls, sites: Iterable[str], layers: Iterable[int] | None = None, sink=None) -> "Taps":
+        return cls(frozenset(sites), None if layers is None else frozenset(layers), sink)
 
     def wants(self, layer: int, site: str) -> bool:
         in_layer = layer == NO_LAYER or self.layers is None or layer in self.layers
@@ -71,8 +75,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a run of replayed passes chose and cost. On an emulated device the time is the CPU's."""
+    """What a run of replayed passes chose and cost. On an emulated device the time is the CPU's.
+
+    Attributes:
+      launches_per_token: kernels, which one graph launch starts.
+      host_ms_per_token: of the host's own work, without kernels and without waiting for them.
+    """
 
     tokens: tuple[int, ...]
     launches_per_token: int
     ms_per_token: float
+    host_ms_per_token: float

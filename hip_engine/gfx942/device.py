@@ -14,6 +14,7 @@ from hip_engine.gfx942.memory import READ_BIT, WRITTEN_BIT, Memory
 from hip_engine.gfx942.module import Module, relocated
 from hip_engine.gfx942.precompile import precompile
 from hip_engine.gfx942.sanitizer import parse_checks
+from hip_engine.gfx942.streams import EmulatedEvent, EmulatedStream
 
 
 class MemoryLog:
@@ -119,18 +120,39 @@ class EmulatedDevice:
         block: tuple[int, int, int],
         args: Sequence,
         dynamic_lds_bytes: int = 0,
+        stream: EmulatedStream | None = None,
     ) -> LaunchRecord:
+        if stream is not None and stream.captures:
+            return stream.add(kernel, grid, block, args, dynamic_lds_bytes)
         return self._dispatcher.launch(kernel, grid, block, args, dynamic_lds_bytes)
+
+    @property
+    def busy_s(self) -> float:
+        return self._dispatcher.busy_s
+
+    def stream(self) -> EmulatedStream:
+        return EmulatedStream(self)
+
+    def event(self) -> EmulatedEvent:
+        return EmulatedEvent()
+
+    def pinned(self, count: int, dtype) -> np.ndarray:
+        return np.zeros(count, dtype)
 
     def synchronize(self) -> None:
         """Launches are complete when they return."""
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[AccessLog]:
-        """Log every byte that kernels read and write inside the `with`; off, it costs nothing."""
+        """Log every byte that kernels read and write inside the `with`; off, it costs nothing.
+
+        Launches inside have LaunchRecord.memory.
+        """
         self.memory.clear_log()
+        counters, self._dispatcher.counters = self._dispatcher.counters, True
         self.memory.table.watch = 1
         try:
             yield MemoryLog(self.memory)
         finally:
             self.memory.table.watch = 0
+            self._dispatcher.counters = counters

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,9 +103,9 @@ class Counters(ctypes.Structure):
 class Worker:
     """Wave states, LDS and scratch of one thread, and its sanitizer state and counters."""
 
-    def __init__(self, sanitized: bool, counters: bool):
+    def __init__(self, sanitized: bool):
         self.sanitizer = SanitizerState(MAX_WAVES) if sanitized else None
-        self.counters = Counters() if counters else None
+        self.counters = Counters()
         self.by_buffer = np.zeros((0, 2), np.uint64)
         self.waves = np.zeros(MAX_WAVES * layout.WAVE_BYTES + 64, np.uint8)
         self.waves_address = -(-self.waves.ctypes.data // 64) * 64
@@ -120,7 +121,9 @@ class Worker:
         ctypes.memset(ctypes.byref(self.counters), 0, Counters.by_buffer.offset)
         self.counters.by_buffer, self.counters.stamp = self.by_buffer.ctypes.data, stamp
 
-    def run(self, launch: LaunchStruct, counts: np.ndarray, first: int, step: int) -> Outcome:
+    def run(
+        self, launch: LaunchStruct, counts: np.ndarray, counting: bool, first: int, step: int
+    ) -> Outcome:
         needed = launch.waves * layout.LANES * launch.scratch_stride
         if needed > self.scratch.size:
             self.scratch = np.zeros(needed, np.uint8)
@@ -133,7 +136,7 @@ class Worker:
             self.lds.ctypes.data,
             self.scratch.ctypes.data,
             counts.ctypes.data,
-            ctypes.byref(self.counters) if self.counters else None,
+            ctypes.byref(self.counters) if counting else None,
             sanitizer,
             first,
             step,
@@ -233,7 +236,11 @@ class FixedBuffers(NamedTuple):
 
 
 class Dispatcher:
-    """Runs launches, one at a time, on one or more threads of workgroups."""
+    """Runs launches, one at a time, on one or more threads of workgroups.
+
+    `counters` may be set at any time: launches then count memory instructions and bytes.
+    `busy_s`: seconds spent in kernels so far.
+    """
 
     def __init__(
         self,
@@ -245,7 +252,8 @@ class Dispatcher:
     ):
         self.memory, self.budget = memory, budget
         self.checks, self.counters = check_bits(sanitize), counters
-        self.workers = [Worker(bool(sanitize), counters) for _ in range(threads)]
+        self.busy_s = 0.0
+        self.workers = [Worker(bool(sanitize)) for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self.fixed = FixedBuffers(
             memory.allocate(KERNARG_BYTES, "kernarg segment"),
@@ -273,7 +281,9 @@ class Dispatcher:
         counts.fill(0)
         if self.counters:
             self._clear_counters()
+        begin = time.perf_counter()
         failed = [o for o in self._run(prepared, counts) if o.status]
+        self.busy_s += time.perf_counter() - begin
         if failed:
             worst = min(failed, key=lambda o: tuple(o.workgroup)[::-1])
             raise fault_error(kernel, worst, self.memory, self.budget)
@@ -284,6 +294,7 @@ class Dispatcher:
             code_object_sha256=kernel.code_object_sha256,
             grid=tuple(grid),
             block=tuple(block),
+            kernarg=bytes(segment),
             executed=dict(zip(kernel.class_names, executed, strict=True)),
             memory=self._memory_counts() if self.counters else None,
         )
@@ -319,10 +330,12 @@ class Dispatcher:
         """Workgroups in turn over the threads; short launches stay on the caller's thread."""
         threads = min(len(self.workers), prepared.groups)
         if threads == 1 or prepared.instructions < THREADING_PAYS:
-            return [self.workers[0].run(prepared.struct, counts[0], 0, 1)]
+            return [self.workers[0].run(prepared.struct, counts[0], self.counters, 0, 1)]
         jobs = [
-            self.pool.submit(self.workers[t].run, prepared.struct, counts[t], t, threads)
+            self.pool.submit(
+                self.workers[t].run, prepared.struct, counts[t], self.counters, t, threads
+            )
             for t in range(1, threads)
         ]
-        mine = self.workers[0].run(prepared.struct, counts[0], 0, threads)
+        mine = self.workers[0].run(prepared.struct, counts[0], self.counters, 0, threads)
         return [mine, *(job.result() for job in jobs)]

@@ -5,6 +5,7 @@ The project's tests run it on an emulated runtime with the same ABI, since no MI
 
 import ctypes
 import re
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from ctypes import byref, c_int, c_size_t, c_void_p
@@ -45,6 +46,7 @@ class HipDevice:
     """The first gfx942 device of the machine. Errors of the runtime are HipError, by code."""
 
     reports_accesses = False
+    busy_s = 0.0
 
     def __init__(self):
         self.hip = library.load()
@@ -96,8 +98,7 @@ class HipDevice:
 
     def write(self, buffer: Buffer, array: np.ndarray, offset_bytes: int = 0) -> None:
         source = np.ascontiguousarray(array)
-        self._require_range(buffer, offset_bytes, source.nbytes)
-        target = buffer.address + offset_bytes
+        target = self._address_of(buffer, offset_bytes, source.nbytes)
         copy = (target, source.ctypes.data, source.nbytes, HOST_TO_DEVICE)
         self.hip.call("hipMemcpy", *copy, context=buffer.label)
 
@@ -105,8 +106,7 @@ class HipDevice:
         self, buffer: Buffer, dtype: np.dtype, count: int, offset_bytes: int = 0
     ) -> np.ndarray:
         result = np.empty(count, dtype)
-        self._require_range(buffer, offset_bytes, result.nbytes)
-        source = buffer.address + offset_bytes
+        source = self._address_of(buffer, offset_bytes, result.nbytes)
         copy = (result.ctypes.data, source, result.nbytes, DEVICE_TO_HOST)
         self.hip.call("hipMemcpy", *copy, context=buffer.label)
         return result
@@ -163,15 +163,28 @@ class HipDevice:
             *(kernel.function, *grid, *block, dynamic_lds_bytes, handle_of(stream), None, extra),
             context=f"{kernel.symbol} grid {grid} block {block}",
         )
-        return LaunchRecord(kernel.symbol, kernel.code_object_sha256, grid, block)
+        record = LaunchRecord(kernel.symbol, kernel.code_object_sha256, grid, block, packed)
+        if stream is not None and stream.captured is not None:
+            stream.captured.append(record)
+        return record
 
     def stream(self) -> Stream:
         """A new stream, for a `with` block."""
-        return Stream(self.hip)
+        return Stream(self.hip, self._address_of)
 
     def event(self) -> Event:
         """A new event, for a `with` block."""
         return Event(self.hip)
+
+    def pinned(self, count: int, dtype) -> np.ndarray:
+        """Host memory that copies can reach while the host goes on; zeros, freed with the array."""
+        nbytes = max(count * np.dtype(dtype).itemsize, 1)
+        pointer = self.hip.make("hipHostMalloc", nbytes, 0, context=f"{nbytes} pinned bytes")
+        raw = (ctypes.c_char * nbytes).from_address(pointer.value)
+        weakref.finalize(raw, self.hip.status, "hipHostFree", pointer).atexit = False
+        array = np.frombuffer(raw, dtype, count)
+        array[:] = 0
+        return array
 
     def synchronize(self) -> None:
         """Waits for everything enqueued.
@@ -190,10 +203,12 @@ class HipDevice:
         if self._live.get(buffer.address) != buffer:
             raise LaunchError(f"{buffer.label} is not an allocation of {self.name}")
 
-    def _require_range(self, buffer: Buffer, offset_bytes: int, nbytes: int):
+    def _address_of(self, buffer: Buffer, offset_bytes: int, nbytes: int) -> int:
+        """Raises LaunchError unless the range lies in a live allocation."""
         self._require_live(buffer)
         if offset_bytes < 0 or offset_bytes + nbytes > buffer.nbytes:
             raise LaunchError(
                 f"bytes {offset_bytes}..{offset_bytes + nbytes} of {buffer.label}, which has "
                 f"{buffer.nbytes}"
             )
+        return buffer.address + offset_bytes

@@ -24,6 +24,8 @@ SIGNATURES = {
     "hipDeviceReset": (),
     "hipMalloc": (_OUT, c_size_t),
     "hipFree": (c_void_p,),
+    "hipHostMalloc": (_OUT, c_size_t, c_uint),
+    "hipHostFree": (c_void_p,),
     "hipMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
     "hipMemcpy": (c_void_p, c_void_p, c_size_t, c_int),
     "hipMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),

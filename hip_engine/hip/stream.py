@@ -1,13 +1,18 @@
 """Streams, events and graphs of the HIP runtime, each freed when its `with` block ends."""
 
 import ctypes
+from collections.abc import Callable
 from ctypes import byref, c_float, c_void_p
 
+import numpy as np
+
+from hip_engine.device import Buffer, LaunchRecord
 from hip_engine.hip import errors
 from hip_engine.hip.library import Hip
 
-NON_BLOCKING = 1
+BLOCKING = 0  # in order with hipMemcpy, which uses the null stream
 CAPTURE_GLOBAL = 0
+DEVICE_TO_HOST = 2
 
 
 class Handle:
@@ -46,10 +51,18 @@ class Event(Handle):
 
 
 class Graph(Handle):
-    """An executable graph."""
+    """An executable graph, and the records of its launches."""
 
-    def launch(self, stream: "Stream") -> None:
+    def __init__(self, hip: Hip, handle: c_void_p, records: tuple[LaunchRecord, ...]):
+        super().__init__(hip, handle, "hipGraphExecDestroy")
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def launch(self, stream: "Stream") -> tuple[LaunchRecord, ...]:
         self.hip.call("hipGraphLaunch", self.handle, stream.handle)
+        return self._records
 
 
 class Capture:
@@ -60,10 +73,12 @@ class Capture:
 
     def __enter__(self) -> "Capture":
         self._stream.hip.call("hipStreamBeginCapture", self._stream.handle, CAPTURE_GLOBAL)
+        self._stream.captured = []
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        hip = self._stream.hip
+        hip, records = self._stream.hip, tuple(self._stream.captured)
+        self._stream.captured = None
         recorded = c_void_p()
         status = hip.status("hipStreamEndCapture", self._stream.handle, byref(recorded))
         if kind is not None:
@@ -76,15 +91,21 @@ class Capture:
             made = hip.make("hipGraphInstantiate", recorded, None, None, 0)
         finally:
             hip.call("hipGraphDestroy", recorded)
-        self.graph = Graph(hip, made, "hipGraphExecDestroy")
+        self.graph = Graph(hip, made, records)
 
 
 class Stream(Handle):
-    """Work enqueued here runs in order, beside that of other streams."""
+    """Work enqueued here runs in order, beside that of other streams.
 
-    def __init__(self, hip: Hip):
-        made = hip.make("hipStreamCreateWithFlags", NON_BLOCKING)
+    It is in order with the device's own reads and writes too. `address_of(buffer, offset, nbytes)`
+    checks a range. `captured`: records of the launches of the capture under way.
+    """
+
+    def __init__(self, hip: Hip, address_of: Callable[[Buffer, int, int], int]):
+        made = hip.make("hipStreamCreateWithFlags", BLOCKING)
         super().__init__(hip, made, "hipStreamDestroy")
+        self._address_of = address_of
+        self.captured: list[LaunchRecord] | None = None
 
     def synchronize(self) -> None:
         self.hip.call("hipStreamSynchronize", self.handle)
@@ -103,6 +124,12 @@ class Stream(Handle):
 
     def capture(self) -> Capture:
         return Capture(self)
+
+    def read_later(self, buffer: Buffer, into: np.ndarray, offset_bytes: int = 0) -> None:
+        """Copies to `into` when the stream comes to it; only pinned memory lets the host go on."""
+        source = self._address_of(buffer, offset_bytes, into.nbytes)
+        copy = (into.ctypes.data, source, into.nbytes, DEVICE_TO_HOST, self.handle)
+        self.hip.call("hipMemcpyAsync", *copy, context=buffer.label)
 
 
 def handle_of(stream: Stream | None) -> ctypes.c_void_p | None:

@@ -171,10 +171,24 @@ def test_prefill_in_any_chunks_has_the_bits_of_decode(run, engine, chunk):
         assert got.taps[31, "kv.k"].shape[0] == got.position + 1
 
 
-def test_taps_do_not_change_the_result(run):
-    plain, tapped = run
-    np.testing.assert_array_equal(plain[-1].logits_V, tapped.logits_V)
-    assert not plain[-1].taps
+def pool_bytes(engine, device):
+    geometry = engine.kv_geometry()
+    return [device.read(b, np.dtype(np.uint8), b.nbytes) for b in (geometry.k, geometry.v)]
+
+
+def test_taps_do_not_change_the_result(run, engine, device):
+    """`run` stepped without taps, by a graph; here every site of every layer is read."""
+    engine.reset()
+    for ref, token in zip(run[0], TOKENS, strict=True):
+        tapped = engine.step(token, Taps.of(engine.sites))
+        np.testing.assert_array_equal(ref.logits_V, tapped.logits_V)
+        assert ref.top1 == tapped.top1 and not ref.taps
+    held = pool_bytes(engine, device)
+    engine.reset()
+    for token in TOKENS:
+        engine.step(token)
+    for ref, got in zip(held, pool_bytes(engine, device), strict=True):
+        np.testing.assert_array_equal(ref, got)
 
 
 def test_top1_is_the_argmax_of_the_logits(run):
@@ -203,14 +217,8 @@ def test_a_step_writes_its_slots_and_reads_only_live_ones(engine, device):
         engine.step(TOKENS[3])
     geometry = engine.kv_geometry()
     for buffer in (geometry.k, geometry.v):
-        written, live = np.zeros((2, buffer.nbytes), bool)
-        for layer in range(geometry.layers):
-            for head in range(geometry.kv_heads):
-                first, last = (geometry.offset_bytes(layer, head, s) for s in (0, 3))
-                live[first : last + geometry.slot_bytes] = True
-                written[last : last + geometry.slot_bytes] = True
-        np.testing.assert_array_equal(log.written(buffer), written)
-        np.testing.assert_array_equal(log.read(buffer), live)
+        np.testing.assert_array_equal(log.written(buffer), slots(engine, [3]))
+        np.testing.assert_array_equal(log.read(buffer), slots(engine, range(4)))
 
 
 def test_attention_handed_the_slab_of_layer_0_shows_at_layer_1_and_not_before(engine, tensors, run):
@@ -228,6 +236,55 @@ def test_attention_handed_the_slab_of_layer_0_shows_at_layer_1_and_not_before(en
     assert (np.abs(faulty[1, "attn.out"][0] - ref) > 10 * bound).any()
 
 
+def slots(engine, positions):
+    """One bool for each byte of the pool: it is part of a slot at one of `positions`."""
+    geometry = engine.kv_geometry()
+    inside = np.zeros(geometry.k.nbytes, bool)
+    for layer, head in np.ndindex(geometry.layers, geometry.kv_heads):
+        for position in positions:
+            at = geometry.offset_bytes(layer, head, position)
+            inside[at : at + geometry.slot_bytes] = True
+    return inside
+
+
+def test_every_replay_of_the_graph_reads_and_writes_at_its_own_position(engine, device):
+    engine.reset()
+    for position, token in enumerate(TOKENS):
+        with device.watch() as log:
+            step = engine.step(token)
+        assert step.launches[-1].symbol == "advance"  # of the graph: a tapped step has none
+        geometry = engine.kv_geometry()
+        for buffer in (geometry.k, geometry.v):
+            np.testing.assert_array_equal(log.read(buffer), slots(engine, range(position + 1)))
+            np.testing.assert_array_equal(log.written(buffer), slots(engine, [position]))
+
+
+@pytest.mark.slow
+def test_a_generation_that_outgrows_its_graph_goes_on_with_a_wider_one(manual):
+    prompt = np.random.default_rng(0).integers(1, 4096, 253).tolist()
+    manual.reset()
+    first = manual.prefill(prompt)[-1].top1
+    generated = manual.generate(first, 8)
+    manual.reset()
+    steps = manual.prefill([*prompt, first, *generated.tokens])
+    assert [step.top1 for step in steps[len(prompt) : -1]] == list(generated.tokens)
+
+
+def test_a_generation_ends_with_a_token_it_was_told_to_end_with(manual):
+    manual.reset()
+    whole = manual.generate(TOKENS[0], 6)
+    manual.reset()
+    end = whole.tokens[2]
+    cut = manual.generate(TOKENS[0], 6, until=[end])
+    assert cut.tokens == whole.tokens[: whole.tokens.index(end) + 1]
+    assert manual.position == len(cut.tokens)
+    # The pass that was under way then has left no trace.
+    following = manual.step(end)
+    manual.reset()
+    steps = manual.prefill([TOKENS[0], *cut.tokens])
+    np.testing.assert_array_equal(following.logits_V, steps[-1].logits_V)
+
+
 def test_replayed_decode_chooses_the_tokens_of_steps(engine, device):
     prompt, count = list(TOKENS), 6
     engine.reset()
@@ -243,10 +300,7 @@ def test_replayed_decode_chooses_the_tokens_of_steps(engine, device):
     assert engine.attest().observed == str(engine.route)
     assert generated.launches_per_token == len(engine.launch_log) // count
     geometry = engine.kv_geometry()
-    written = np.zeros(geometry.k.nbytes, bool)
-    for layer, head, slot in np.ndindex(geometry.layers, geometry.kv_heads, count):
-        at = geometry.offset_bytes(layer, head, len(prompt) + slot)
-        written[at : at + geometry.slot_bytes] = True
+    written = slots(engine, range(len(prompt), len(prompt) + count))
     np.testing.assert_array_equal(log.written(geometry.k), written)
     np.testing.assert_array_equal(log.written(geometry.v), written)
     following = engine.step(generated.tokens[-1])
@@ -279,6 +333,7 @@ REFUSED = {
     "negative": (lambda e: e.step(-1), TokenRefused, "token -1"),
     "late_in_a_prompt": (lambda e: e.prefill([1, 2, 5000]), TokenRefused, "token 5000"),
     "too_long": (lambda e: e.prefill([1] * CONTEXT), ContextOverflow, "300 tokens at position 1"),
+    "nothing_to_generate": (lambda e: e.generate(1, 0), TokenRefused, "0 tokens to generate"),
     "generation_too_long": (lambda e: e.generate(1, CONTEXT), ContextOverflow, "at position 1"),
     "no_such_site": (lambda e: e.step(1, Taps.of(["attn.probs"])), UnknownSite, "attn.probs"),
     "no_such_layer": (lambda e: e.step(1, Taps.of(["attn.q"], [32])), UnknownSite, "0..31"),
@@ -358,3 +413,19 @@ def test_a_model_that_does_not_fit_leaves_nothing_behind(quantised_path, device)
     with pytest.raises(OutOfDeviceMemory, match=r"the model needs \d+ bytes"):
         Engine.open(quantised_path, small)
     assert not small.live
+
+
+def test_everything_on_the_device_is_allocated_when_the_engine_opens(quantised_path, device):
+    opening = SmallDevice(device, 10**6)
+    engine = Engine.open(quantised_path, opening, sequences=2, page_slots=16, max_context=64)
+    opening.room = len(opening.live)
+    engine.prefill([5, 6, 7])
+    engine.step(8)
+    engine.generate(9, 20)
+    child = engine.fork_sequence(0, 20)
+    engine.decode({0: 1, child: 2})
+    engine.close_sequence(child)
+    with pytest.raises(OutOfDeviceMemory):
+        opening.allocate(1, "one more")
+    engine.close()
+    assert not opening.live

@@ -91,19 +91,39 @@ def test_dynamic_lds_reaches_the_kernel(mi300x, kernels):
     np.testing.assert_array_equal(mi300x.read(buffer, np.int32, 64), np.arange(64)[::-1])
 
 
+def test_a_copy_to_pinned_memory_follows_the_work_it_waits_for(mi300x, kernels):
+    kernel, numbers = mi300x.load(kernels)["add"], mi300x.allocate(256, "numbers")
+    host = mi300x.pinned(8, np.int32)
+    assert host.tolist() == [0] * 8
+    with mi300x.stream() as work, mi300x.stream() as copies, mi300x.event() as done:
+        mi300x.launch(kernel, (1, 1, 1), (64, 1, 1), (numbers, 5), stream=work)
+        done.record(work)
+        copies.wait(done)
+        copies.read_later(numbers, host[2:6], offset_bytes=16)
+        copies.synchronize()
+        with pytest.raises(LaunchError, match="bytes 252..260 of numbers"):
+            copies.read_later(numbers, host[:2], offset_bytes=252)
+    assert host.tolist() == [0, 0, 5, 5, 5, 5, 0, 0]
+
+
 def test_what_kernels_touch_is_not_reported_and_says_so(mi300x):
     with pytest.raises(DeviceUnavailable, match="does not report"):
         mi300x.watch()
 
 
 def test_the_engine_gives_the_bits_of_the_emulated_device_at_every_site(mi300x, device):
-    """Two tokens through 32 layers; b3_20 through both devices is the slow test."""
-    steps = []
+    """A few tokens through 32 layers; b3_20 through both devices is the slow test."""
+    steps, replayed, generated = [], [], []
     for d in (device, mi300x):
         engine = Engine.open(MODEL, d, max_context=64)
         engine.prefill((1, 700))
         steps.append(engine.step(42, Taps.of(SITES, (0, 1, 31))))
+        replayed.append(engine.step(9))
+        generated.append(engine.generate(replayed[-1].top1, 5))
         engine.close()
+    np.testing.assert_array_equal(replayed[0].logits_V, replayed[1].logits_V)
+    assert generated[0].tokens == generated[1].tokens
+    assert generated[0].launches_per_token == generated[1].launches_per_token
     ref, got = steps
     assert ref.top1 == got.top1 and ref.taps.keys() == got.taps.keys() and len(ref.taps) > 40
     for place, tensor in ref.taps.items():
