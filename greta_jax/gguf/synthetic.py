@@ -1,7 +1,8 @@
 """Writes a GGUF of random weights in a real model's shape: `python -m greta_jax.gguf.synthetic`.
 
 Weights have mean about zero and the variance of a fresh initialisation; quantised tensors follow
-llama.cpp's Q4_K_M recipe (Q6_K for the output and for half of attn_v and ffn_down). No tokenizer.
+llama.cpp's Q4_K_M recipe (Q6_K for the output and for half of attn_v and ffn_down). The vocabulary
+knows single bytes, so any prompt has ids: about one a character.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
+from gguf import TokenType
+from tokenizers.pre_tokenizers import ByteLevel
 
 BLOCKS_AT_A_TIME = 2**16
 STD_OF_QUANT = {T.Q4_K: 258.0, T.Q6_K: 1365.0}
@@ -116,6 +119,21 @@ def _add_keys(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_vocab_size(shape.vocab)
+    _add_vocabulary(writer, shape.vocab)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocab: int) -> None:
+    """Every byte, a merge (GGUF knows no empty array), names that occur in no text, <bos>, <eos>."""
+    texts = [*sorted(ByteLevel.alphabet()), "ĠĠ"]
+    unused = [f"<unused {n}>" for n in range(vocab - len(texts) - 2)]
+    kinds = [TokenType.NORMAL] * len(texts) + [TokenType.UNUSED] * len(unused)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list([*texts, *unused, "<bos>", "<eos>"])
+    writer.add_token_types([*kinds, TokenType.CONTROL, TokenType.CONTROL])
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_bos_token_id(vocab - 2)
+    writer.add_eos_token_id(vocab - 1)
 
 
 def _random_blocks(rng, size, dtype):

@@ -95,3 +95,10 @@ def test_synthetic_weights_are_centred_and_of_unit_row_norm(path):
         norm = np.sqrt(np.mean(weight**2) * weight.shape[-1])
         assert 0.9 < norm < 1.1
         assert abs(weight.mean()) < 0.05 * weight.std()
+
+
+def test_any_text_has_ids_in_a_synthetic_model(path):
+    tokenizer = Oracle.open(path, Policy.fp64()).tokenizer
+    text = "Hola  señor <unused 3>\n"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and max(ids) < 257
