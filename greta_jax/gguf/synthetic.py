@@ -12,9 +12,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, TokenType
 from gguf import GGMLQuantizationType as T
-from gguf import TokenType
 from tokenizers.pre_tokenizers import ByteLevel
 
 BLOCKS_AT_A_TIME = 2**16
@@ -123,7 +122,7 @@ def _add_keys(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocab: int) -> None:
-    """Every byte, a merge (GGUF knows no empty array), names that occur in no text, <bos>, <eos>."""
+    """Every byte, a merge (GGUF has no empty array), names that no text holds, <bos>, <eos>."""
     texts = [*sorted(ByteLevel.alphabet()), "ĠĠ"]
     unused = [f"<unused {n}>" for n in range(vocab - len(texts) - 2)]
     kinds = [TokenType.NORMAL] * len(texts) + [TokenType.UNUSED] * len(unused)
