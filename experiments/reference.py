@@ -43,11 +43,7 @@ class Reference:
 
 def tokenise(oracle: Oracle, prompt: str, max_tokens: int) -> list[int]:
     """Ids of a prompt, begun as the model's file asks. Raises UsageError if they cannot fit."""
-    tokenizer = oracle.tokenizer
-    ids = tokenizer.encode(prompt_text(prompt))
-    if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
-        ids = [tokenizer.bos_id, *ids]
-    context = oracle.config.context
+    ids, context = oracle.tokenizer.encode_prompt(prompt_text(prompt)), oracle.config.context
     if len(ids) + max_tokens > context:
         raise UsageError(
             f"prompt {prompt} has {len(ids)} tokens and {max_tokens} more are to be decoded, but "

@@ -6,8 +6,9 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
+from greta_jax import spm
 from greta_jax.errors import TokenizerError
-from greta_jax.tokenizer import PRE_TOKENIZERS, Tokenizer
+from greta_jax.tokenizer import Tokenizer
 
 TEXT = [
     "the cat sat on the mat, it's 12345 o'clock",
@@ -72,7 +73,7 @@ def test_llama3_pattern_cuts_numbers_by_three(trained):
     "change, words",
     [
         ({"tokenizer.ggml.model": "bert"}, "bert"),
-        ({"tokenizer.ggml.pre": "esperanto"}, "esperanto"),
+        ({"tokenizer.ggml.pre": "esperanto"}, "esperanto.*supported: gpt-2.*tekken"),
         ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens"),
         ({"tokenizer.ggml.merges": ["no such"]}, "merges"),
     ],
@@ -90,11 +91,69 @@ def test_id_outside_the_vocabulary_is_refused(trained):
 
 
 def test_token_types_are_gguf_s():
-    from greta_jax import tokenizer
+    for kind in gguf.TokenType:
+        assert getattr(spm, kind.name) == kind
 
-    assert gguf.TokenType.CONTROL == tokenizer.CONTROL
-    assert gguf.TokenType.USER_DEFINED == tokenizer.USER_DEFINED
-    assert "llama-bpe" in PRE_TOKENIZERS
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"tokenizer.ggml.pre": ["gpt-2"]}, "tokenizer.ggml.pre is no str"),
+        ({"tokenizer.ggml.token_type": np.ones(3, np.int32)}, "no array of 300 numbers"),
+        ({"tokenizer.ggml.bos_token_id": 300}, "bos_token_id 300 is outside"),
+        ({"tokenizer.ggml.bos_token_id": True}, "bos_token_id is no int"),
+        ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token is no bool"),
+        (
+            {"tokenizer.ggml.eos_token_id": None, "tokenizer.ggml.add_eos_token": True},
+            "no eos_token",
+        ),
+        ({"tokenizer.chat_template": 3}, "chat_template is no str"),
+        ({"tokenizer.ggml.tokens": ["a", "b", "a"]}, "'a' is listed twice"),
+    ],
+    ids=str,
+)
+def test_keys_that_contradict_each_other_are_refused(trained, change, words):
+    with pytest.raises(TokenizerError, match=words):
+        Tokenizer.from_gguf(trained[1] | change, "m.gguf")
+
+
+SPM = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "\u2581", "\u2581a"],
+    "tokenizer.ggml.scores": np.array([0, 0, 0, -1, -2, -3], np.float32),
+    "tokenizer.ggml.token_type": np.array([2, 3, 3, 1, 1, 1], np.int32),
+}
+
+
+def test_spm_merges_pieces_and_gives_the_unknown_token_where_it_has_no_bytes():
+    ours = Tokenizer.from_gguf(SPM)
+    assert ours.encode("a a") == [5, 5]
+    assert ours.encode("</s>a\u00f1") == [2, 5, 0]
+    assert ours.decode([1, 5, 5]) == "<s> a a" and ours.decode([5, 5]) == "a a"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"tokenizer.ggml.scores": None}, "scores' is no array of 6"),
+        ({"tokenizer.ggml.scores": np.full(6, np.nan, np.float32)}, "NaN"),
+        ({"tokenizer.ggml.token_type": None}, "token_type' is no array"),
+        ({"tokenizer.ggml.token_type": np.array([2, 3, 3, 6, 1, 1])}, "SentencePiece model"),
+        ({"tokenizer.ggml.add_space_prefix": "yes"}, "add_space_prefix is no bool"),
+    ],
+    ids=str,
+)
+def test_spm_vocabularies_that_are_none_are_refused(change, words):
+    with pytest.raises(TokenizerError, match=words) as caught:
+        Tokenizer.from_gguf(SPM | change, "m.gguf")
+    assert "\n" not in str(caught.value) and "m.gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize("which", ["bpe", "spm"])
+def test_text_that_is_no_unicode_is_refused(trained, which):
+    ours = Tokenizer.from_gguf(trained[1] if which == "bpe" else SPM)
+    with pytest.raises(TokenizerError, match="character 1 of the text is half"):
+        ours.encode("a\ud800")
 
 
 TEMPLATE = (

@@ -2,43 +2,16 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from greta_jax import chat
 from greta_jax.gguf.reader import GgufFile
 from greta_jax.tokenizer import Tokenizer
+from tests.third_voice.hard_strings import texts
 
 SHIPPED = Path(__file__).parents[2] / "models/greta-tiny-32l/greta-tiny-32l-Q4_K_M.gguf"
-PIECES = (
-    "the cat",
-    " Buenos Aires",
-    "\u00bfqu\u00e9 ma\u00f1ana?",
-    "A\u00c9i\u0301o\u0308",
-    "\u65e5\u672c\u8a9e \u4e2d\u6587",
-    "\ud55c\uad6d\uc5b4",
-    "\U0001f642\U0001f468\u200d\U0001f469\u200d\U0001f467",
-    "def f(x):\n\treturn x**2  # ok\n",
-    "12345678",
-    "3.14e-10",
-    "   ",
-    "\n\n\n",
-    "\r\n",
-    "\t\t",
-    "I'll we've they'RE don't",
-    "<|eot_id|>",
-    "<|begin_of_text|>",
-    "<|start_header_id|>user<|end_header_id|>",
-    "<|not_special|>",
-    "<|eot_id",
-    "\u00a0\u2003\u200b",
-    "!!!???...",
-    "http://a.b/c?d=e&f=%20",
-    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629",
-    "\u0928\u092e\u0938\u094d\u0924\u0947",
-    "\x00\x7f",
-    "\u00df\u0130\u01c4",
-)
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +27,14 @@ def voices():
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_ids_equal_those_of_transformers_on_hard_strings(voices):
     ours, theirs = voices
-    rng = np.random.default_rng(0)
-    texts = [*PIECES, *("".join(rng.choice(PIECES, rng.integers(2, 7))) for _ in range(400))]
+    examples = texts(number=400)
     differing = [
-        text for text in texts if ours.encode(text) != theirs.encode(text, add_special_tokens=False)
+        text
+        for text in examples
+        if ours.encode(text) != theirs.encode(text, add_special_tokens=False)
     ]
-    assert differing == [], f"{len(differing)} of {len(texts)}"
-    for text in texts:
+    assert differing == [], f"{len(differing)} of {len(examples)}"
+    for text in examples:
         assert ours.decode(ours.encode(text)) == text
 
 
@@ -75,3 +49,27 @@ def test_chat_template_equals_that_of_transformers(voices):
     for reply in (True, False):
         ref = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
         assert ours.render_chat(messages, reply) == ref
+
+
+HARD_TEMPLATE = """
+{%- for m in messages %}
+    {%- if loop.index > 3 %}{% break %}{% endif %}
+    {#- The assistant's own words. #}
+    {% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}
+{{ m | tojson }} {{ m | tojson(indent=1, sort_keys=true) }}
+{% endfor %}
+{{ strftime_now('%Y') }} {{ tools is none }} {{ namespace(a=1).a }} {{ dict(b=2) }}
+"""
+
+
+@pytest.mark.parametrize("reply", [True, False])
+def test_what_templates_call_is_there_as_in_transformers(reply):
+    messages = [
+        {"role": r, "content": f" <b> & ma\u00f1ana {r}\n"} for r in ("user", "assistant") * 3
+    ]
+    ref = render_jinja_template(
+        [messages], chat_template=HARD_TEMPLATE, add_generation_prompt=reply, bos_token="<s>"
+    )[0][0]
+    assert "ma\u00f1ana" in ref and ref.count("<b>") == 7
+    got = chat.render(HARD_TEMPLATE, messages, add_generation_prompt=reply, bos_token="<s>")
+    assert got == ref
