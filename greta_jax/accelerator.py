@@ -1,8 +1,10 @@
-"""What differs on a GPU: larger chunks, and quantised bytes sent ahead of their use.
+"""What differs between a GPU and a CPU: the size of chunks, and what runs ahead of what.
 
-A CPU reads the mapped file in place, so there is nothing to send and small chunks stay in cache.
+A GPU is sent quantised bytes before their use. A CPU reads the mapped file in place; its chunks are
+small, to stay in cache, and a few of them are decoded while the ones before are multiplied.
 """
 
+import ctypes
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -24,7 +26,14 @@ LAYERS_AHEAD = 2
 """Layers whose quantised bytes are on their way while one computes."""
 
 CHECKS_IN_FLIGHT = 16
-"""Tensors whose NaN count may still be computing: reading a count waits for the device."""
+"""Tensors whose search for NaN may still be computing: reading its result waits for the device."""
+
+PRODUCTS_IN_FLIGHT = 2
+"""Chunks that a CPU may have under way: the next is decoded while the last is multiplied, and the
+memory of those before is used again."""
+
+MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**30), "M_MMAP_THRESHOLD": (-3, 2**25)}
+"""glibc's numbers (malloc.h): give back no freed memory below 1 GiB, map nothing below 32 MiB."""
 
 
 def in_use() -> bool:
@@ -35,6 +44,22 @@ def in_use() -> bool:
 def chunk_weights() -> int:
     """Weights of a matrix decoded at a time."""
     return GPU_CHUNK_WEIGHTS if in_use() else CPU_CHUNK_WEIGHTS
+
+
+def pace(products: list[jax.Array]) -> None:
+    """Keeps a CPU's chunks from being decoded far ahead of their products."""
+    if not in_use() and len(products) >= PRODUCTS_IN_FLIGHT:
+        products[-PRODUCTS_IN_FLIGHT].block_until_ready()
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what XLA frees: fresh pages cost more than decoding into them.
+
+    Where the C library has no mallopt nothing is changed, and streaming is slower.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for option, value in MALLOPT.values() if mallopt and not in_use() else ():
+        mallopt(option, value)
 
 
 class Ahead:
@@ -58,15 +83,15 @@ class Ahead:
 
 
 class Checks:
-    """Counts of bad values that the device is still computing, oldest first."""
+    """Searches for bad values that the device is still making, oldest first."""
 
     def __init__(self):
         self._waiting: deque = deque()
 
     def add(self, check, *arguments) -> None:
-        """`check(*arguments)` soon: at once on a CPU, else when enough others came after it."""
+        """`check(*arguments)` when enough others came after it, or at `settle`."""
         self._waiting.append((check, arguments))
-        self.settle(CHECKS_IN_FLIGHT if in_use() else 0)
+        self.settle(CHECKS_IN_FLIGHT)
 
     def settle(self, left: int = 0) -> None:
         """Makes the oldest checks until so many are left."""

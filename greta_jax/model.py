@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from greta_jax import accelerator
 from greta_jax.cache import KVCache
 from greta_jax.config import LlamaConfig
 from greta_jax.errors import ContextOverflow, SiteError
 from greta_jax.gguf.reader import GgufFile
 from greta_jax.graph import FINAL_NORM, KV_SITES, LOGITS, Op, evaluate, layer_ops
-from greta_jax.precision import Policy, carrier, stored
+from greta_jax.precision import FLOATS, Policy, carrier, stored
 from greta_jax.taps import MODEL_LAYER, Taps
 from greta_jax.tokenizer import Tokenizer
 from greta_jax.weights import ModelWeights, rope_factors
@@ -194,8 +195,14 @@ class Oracle:
         if not op.output:
             weights = [w for name in op.weights for w in self.weights.chunks(name, layer)]
             return evaluate(op, how, cfg, inputs, weights)
-        chunks = self.weights.chunks(op.weights[0], layer)
-        parts = [evaluate(op, how, cfg, inputs, (w_EX,)) for w_EX in chunks]
+        # What saturates hides an infinity from whoever looks at products.
+        shown = {how.weight, how.store} <= set(FLOATS) and cfg.logit_cap is None
+        parts = []
+        for w_EX in self.weights.chunks(op.weights[0], layer, checked=not shown):
+            parts.append(evaluate(op, how, cfg, inputs, (w_EX,)))
+            accelerator.pace(parts)
+        if shown:
+            self.weights.check_products(op.weights[0], layer, parts)
         whole_TE = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
         if op.bias is not None:
             (bias_E,) = self.weights.chunks(op.bias, layer)

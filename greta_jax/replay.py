@@ -44,6 +44,7 @@ def replay(oracle: Oracle, site: str, layer: int, inputs: dict) -> np.ndarray:
             remedy=f"it takes {', '.join(INPUTS.get(site, ()))}",
         )
     value = np.asarray(value)[: replayer.tokens]
+    oracle.weights.settle()
     return value[..., : replayer.slots] if site in SLOT_SITES else value
 
 

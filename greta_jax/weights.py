@@ -104,21 +104,24 @@ class ModelWeights:
         self._kept: dict[tuple[str, int], tuple[jax.Array, ...]] = {}
         self._finite: set[tuple[str, int]] = set()
         self._ahead, self._checks = accelerator.Ahead(), accelerator.Checks()
+        if not self.resident:
+            accelerator.keep_freed_memory()
 
     def with_store(self, store: str) -> "ModelWeights":
         """The same tensors stored in another dtype (decoded anew)."""
         return ModelWeights(self.file, self.config, store, self._asked_resident)
 
-    def chunks(self, name: str, layer: int = -1) -> Iterator[jax.Array]:
+    def chunks(self, name: str, layer: int = -1, checked: bool = True) -> Iterator[jax.Array]:
         """A matrix as chunks of whole rows, each in the shape of its blocks; a vector as one [D].
 
-        Raises TensorError if it holds NaN or inf (every tensor is checked once).
+        Raises TensorError if it holds NaN or inf (every tensor is checked once, by `settle` at the
+        latest); with `checked=False` the caller shows its products to `check_products` instead.
         """
         if (name, layer) in self._kept:
             yield from self._kept[name, layer]
             return
         kept = []
-        for chunk in self._decode(name, layer):
+        for chunk in self._decode(name, layer, checked):
             yield chunk
             if self.resident:
                 kept.append(chunk)
@@ -133,18 +136,28 @@ class ModelWeights:
         self.settle()
         return jnp.concatenate([part.reshape(-1) for part in parts]).reshape(self.shape(name))
 
-    def _decode(self, name: str, layer: int) -> Iterator[jax.Array]:
+    def check_products(self, name: str, layer: int, products: list[jax.Array]) -> None:
+        """Searches a weight for NaN and inf if its products with anything hold any.
+
+        A NaN or inf of a row makes each of its products NaN or inf, and there are fewer of those.
+        """
+        if (name, layer) not in self._finite:
+            found = [_any_nonfinite(product_TE, len(product_TE)) for product_TE in products]
+            self._checks.add(self._check_finite, name, layer, found)
+
+    def _decode(self, name: str, layer: int, checked: bool = True) -> Iterator[jax.Array]:
         tensor = self.tensor_name(name, layer)
         info, raw = self.file.info(tensor), self.raw_rows(name, layer)
         rows = rows_of_chunk(info.shape[-1])
-        counts = []
+        found = []
         for start in range(0, raw.shape[0], rows):
             piece = self._ahead.take((name, layer, start), raw[start : start + rows])
             weights = dequantize_blocks(piece, info.dtype, self.store)
-            if (name, layer) not in self._finite:
-                counts.append(_count_nonfinite(weights))
+            if checked and (name, layer) not in self._finite:
+                found.append(_any_nonfinite(weights, len(piece)))
             yield weights if len(info.shape) > 1 else weights.reshape(info.shape)
-        self._checks.add(self._check_finite, name, layer, counts)
+        if found:
+            self._checks.add(self._check_finite, name, layer, found)
 
     def settle(self) -> None:
         """Raises TensorError if a tensor used so far holds NaN or inf and was not yet refused."""
@@ -199,7 +212,7 @@ class ModelWeights:
         tensor = self.tensor_name("embed_VD")
         raw = self.file.raw_rows(tensor)[token_ids]
         rows = dequantize(raw, self.file.info(tensor).dtype, self.store)
-        if int(_count_nonfinite(rows)):
+        if bool(_any_nonfinite(rows, len(rows))):
             self.load("embed_VD")
         return rows
 
@@ -231,10 +244,12 @@ class ModelWeights:
         weights = sum(math.prod(info.shape) for info in self.file.tensors.values())
         return weights * jnp.dtype(self.store).itemsize < RESIDENT_SHARE * memory
 
-    def _check_finite(self, name: str, layer: int, counts: list[jax.Array]) -> None:
-        bad = sum(int(count) for count in counts)
+    def _check_finite(self, name: str, layer: int, found: list[jax.Array]) -> None:
+        tensor, bad = self.tensor_name(name, layer), 0
+        if any(map(bool, found)):
+            raw, dtype = self.raw_rows(name, layer), self.file.info(tensor).dtype
+            bad = int(np.sum(~np.isfinite(np.asarray(dequantize(raw, dtype, self.store)))))
         if bad:
-            tensor = self.tensor_name(name, layer)
             raise TensorError(
                 f"tensor {tensor!r} holds {bad} NaN or inf in "
                 f"{math.prod(self.file.info(tensor).shape)} weights",
@@ -285,9 +300,10 @@ def rows_of_chunk(columns: int) -> int:
     return 1 << max(accelerator.chunk_weights() // columns, 1).bit_length() - 1
 
 
-@jax.jit
-def _count_nonfinite(weights):
-    return jnp.sum(~jnp.isfinite(weights))
+@partial(jax.jit, static_argnames=("rows",))
+def _any_nonfinite(weights, rows):
+    """Column by column first, which XLA vectorises: a count costs more than decoding."""
+    return jnp.any(jnp.any(~jnp.isfinite(weights.reshape(rows, -1)), axis=0))
 
 
 def layer_tensors(row: Architecture) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from experiments import flags
 from experiments.bench.process import peak_rss_bytes, timed
 
 RATE_SIZE = {"cpu": 1024, "gpu": 8192}
+PRODUCT_WEIGHTS = 2**26
 DECODED = 32
 SETTLE_S = 0.3
 """Before a pass: the last one's logits on the host, up to 2 GB, take time to be given back."""
@@ -17,7 +18,10 @@ DTYPE = {"fp64": "float64", "fp32": "float32"}
 
 
 def measure(question: dict) -> dict:
-    """Keys: model, precision, tokens (list), device, resident (list of bools), decode."""
+    """Keys: model, precision, tokens (list), device, resident (list of bools), decode, tapped.
+
+    `tapped`: layers whose every site a further streamed pass returns, as a study would ask.
+    """
     device, dtype = question["device"], DTYPE[question["precision"]]
     import_s, _ = timed(lambda: flags.configure_jax(device))
     answer = {"import_s": import_s, "passes": []}
@@ -69,9 +73,20 @@ def _passes(question: dict, dtype: str, tokens: int, resident: bool) -> dict:
         "digest": first["digest"],
         "flop": product_flop(model, tokens),
     }
+    if question.get("tapped"):
+        found["tapped_s"] = _tapped_s(model, ids, question["tapped"])
+    found |= memory()
     if question.get("products", True):
         found["products_s"] = products_s(model, dtype, tokens)
-    return found | memory()
+    return found
+
+
+def _tapped_s(model, ids, layers: list[int]) -> float:
+    """Seconds of a streamed pass that also returns every site of some layers."""
+    from greta_jax.stream import stream
+    from greta_jax.taps import Taps
+
+    return timed(lambda: stream(model, ids, Taps.everything(layers)))[0]
 
 
 def one_pass(model, ids) -> dict:
@@ -148,15 +163,16 @@ def product_flop(model, tokens: int) -> float:
 
 
 def products_s(model, dtype: str, tokens: int) -> float:
-    """Time of the products with weights alone, in the chunks and shapes of the forward."""
+    """Time of the products with weights alone: whole matrices or the forward's chunks of them,
+    whichever is faster (of a matrix above PRODUCT_WEIGHTS so many of its rows)."""
     from collections import Counter
 
     from greta_jax.weights import rows_of_chunk
 
     total = 0.0
     for (rows, columns), count in Counter(matrices(model)).items():
-        chunk = min(rows_of_chunk(columns), rows)
-        total += count * rows / chunk * _product_s(dtype, tokens, columns, chunk)
+        sizes = {min(rows_of_chunk(columns), rows), min(PRODUCT_WEIGHTS // columns, rows)}
+        total += count * min(rows / n * _product_s(dtype, tokens, columns, n) for n in sizes)
     return total
 
 

@@ -9,6 +9,7 @@ from experiments.bench.process import WorkerFailed, ask
 
 JUDGED_LAYERS = (0, 1, 2, 31)
 JUDGED_TOKENS = 48
+TAPPED_LAYERS = {"llama-3-8b": (0, 1, 2, 31), "1b": (0, 1, 2, 15), "small": (0, 1, 2)}
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def _passes(plan: Plan) -> Iterator[tuple[str, str, dict]]:
             "resident": [False, True] if gpu else [False],
             "decode": gpu,
             "again": 2 if gpu else 1,
+            "tapped": [] if gpu else list(TAPPED_LAYERS[plan.shape]),
         }
         yield f"{plan.shape} {precision} {plan.device}", "ours", question
 

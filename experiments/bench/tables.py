@@ -65,15 +65,24 @@ def _passes(found: dict[str, dict]) -> str:
             row += [f"{1e3 * sorted(layers)[len(layers) // 2]:.2f}", f"{1e3 * max(layers):.2f}"]
             row += [f"{1e3 * again['head_s']:.1f}", f"{again['to_host_s']:.2f}"]
             row += [f"{busy / 1e12:.2f}", f"{100 * busy / rate:.0f} %"]
-            ratio = again["total_s"] / one["products_s"] if "products_s" in one else float("nan")
-            row += [f"{ratio:.2f}", f"{peak / GiB:.1f}", "yes" if one["bit_equal"] else "NO"]
+            row += [f"{one['products_s']:.1f}" if "products_s" in one else "-"]
+            row += [_ratio(again["total_s"], one), _ratio(one.get("tapped_s"), one)]
+            row += [f"{peak / GiB:.2f}", "yes" if one["bit_equal"] else "NO"]
             rows.append(row)
         decode = answer.get("decode")
         speed = f", decode {decode['tokens_per_s']:.1f} tokens/s" if decode else ""
         notes.append(f"{name}: matrix rate {rate / 1e12:.2f} TFLOP/s on {answer['device']}{speed}")
     heads = ["model", "T", "weights", "first s", "again s", "layer ms", "worst ms", "head ms"]
-    heads += ["to host s", "TFLOP/s", "of rate", "x products", "peak GiB", "bit-equal"]
+    heads += ["to host s", "TFLOP/s", "of rate", "products s", "x products"]
+    heads += ["tapped x", "peak GiB", "bit-equal"]
     return "\n".join([_table("The oracle, layer by layer", heads, rows), *notes]) if rows else ""
+
+
+def _ratio(seconds: float | None, one: dict) -> str:
+    """Against the products with weights alone."""
+    if seconds is None or "products_s" not in one:
+        return "-"
+    return f"{seconds / one['products_s']:.2f}"
 
 
 def _torch(found: dict[str, dict]) -> str:

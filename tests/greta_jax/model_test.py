@@ -1,5 +1,7 @@
 """The forward: prefill, decode, cache and taps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -166,6 +168,23 @@ def test_weights_with_nan_are_refused_with_their_number(tmp_path):
 
     oracle = Oracle.open(changed(tmp_path, poison), Policy.fp64())
     with pytest.raises(TensorError, match=r"blk\.2\.attn_output\.weight' holds 2 NaN or inf"):
+        oracle.prefill([1, 2])
+
+
+@pytest.mark.parametrize("how", ["plain", "capped logits", "saturating activations"])
+def test_an_infinity_is_found_also_where_its_product_would_be_finite(tmp_path, how):
+    def poison(name, raw):
+        if name == "output.weight":
+            raw = raw.copy()
+            raw.reshape(-1)[7] = np.inf
+        return raw
+
+    saturating = how == "saturating activations"
+    policy = replace(Policy.fp32(), activation="float8_e4m3fnuz") if saturating else Policy.fp64()
+    oracle = Oracle.open(changed(tmp_path, poison), policy)
+    if how == "capped logits":
+        oracle.config = replace(oracle.config, logit_cap=3.0)
+    with pytest.raises(TensorError, match=r"output\.weight' holds 1 NaN or inf"):
         oracle.prefill([1, 2])
 
 

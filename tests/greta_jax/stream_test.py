@@ -1,5 +1,10 @@
 """Streaming: the bits of prefill, killed and resumed, with decoded weights never kept."""
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +15,7 @@ from greta_jax.precision import Policy
 from greta_jax.stream import stream
 from greta_jax.taps import Taps
 
+ROOT = Path(__file__).parents[2]
 TAPS = Taps.everything((0, 2))
 
 
@@ -41,18 +47,34 @@ def test_stream_has_the_bits_of_prefill(path, ids, policy):
     assert streaming.weights._kept == {}
 
 
+KILLED = """
+import os, signal, sys
+import numpy as np
+from experiments import flags
+flags.configure_jax()
+from greta_jax.model import Oracle
+from greta_jax.precision import Policy
+from greta_jax.stream import stream
+from greta_jax.taps import Taps
+
+def killed(progress):
+    if progress.layers_done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+path, folder = sys.argv[1:]
+ids = np.random.default_rng(0).integers(0, 320, 37)
+oracle = Oracle.open(path, Policy.fp64(), resident=False)
+stream(oracle, ids, Taps.everything((0, 2)), checkpoint=folder, report=killed)
+"""
+
+
 def test_a_killed_run_resumes_from_the_last_finished_layer_with_the_same_bits(path, ids, tmp_path):
-    oracle = Oracle.open(path, Policy.fp64(), resident=False)
-    whole = stream(oracle, ids, TAPS)
-
-    def killed(progress):
-        if progress.layers_done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stream(oracle, ids, TAPS, checkpoint=tmp_path, report=killed)
-    seen = []
+    """Killed by the system, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path), str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    oracle, seen = Oracle.open(path, Policy.fp64(), resident=False), []
     resumed = stream(oracle, ids, TAPS, checkpoint=tmp_path, report=seen.append)
+    whole = stream(oracle, ids, TAPS)
     assert [p.layers_done for p in seen] == [3]
     assert np.array_equal(whole.logits_TV, resumed.logits_TV) and same(whole, resumed)
     assert list(tmp_path.iterdir()) == []
