@@ -10,6 +10,7 @@ from experiments import under_test
 from experiments.align import compare, divergence, sites, trace, verdict
 from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
+from experiments.attribution import UNEXPLAINED, NextTokens
 from experiments.explain import Explained
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS, Config
 from experiments.reference import Reference
@@ -25,6 +26,7 @@ class PromptResult:
     verdicts: list[compare.SiteVerdict]
     assertion: str
     explained: Explained | None = None
+    next_tokens: NextTokens | None = None
 
     @property
     def judgements(self) -> list[verdict.Judgement]:
@@ -107,13 +109,24 @@ def _reasons(result: PromptResult, config: Config, route: str) -> Iterator[tuple
     seen = result.run.attestation
     if why := why_not_attested(route, seen.observed, seen.attention_mfma):
         yield EXIT_INCONCLUSIVE, f"not attested: {why}"
-    if result.flips and not result.assertion and not result.kv_errors:
-        where = ", ".join(map(str, result.flips))
-        yield (
-            EXIT_INCONCLUSIVE,
-            f"top-1 differs at position {where}, and no op of the judged layers is to blame: "
-            "--layers=all judges every one",
-        )
+    yield from _token_reasons(result)
+
+
+def _token_reasons(result: PromptResult) -> Iterator[tuple[int, str]]:
+    """A choice that its own logits deny is wrong; a flip, only if rounding does not explain it."""
+    if result.next_tokens is None:
+        if result.flips:
+            where = ", ".join(map(str, result.flips))
+            yield EXIT_INCONCLUSIVE, f"top-1 differs at position {where}, and nothing judged why"
+        return
+    if misread := result.next_tokens.tokens.misread:
+        where = ", ".join(map(str, misread))
+        yield EXIT_FAIL, f"the token chosen at position {where} is not the largest of its logits"
+    for flip in result.next_tokens.flips:
+        if flip.status == UNEXPLAINED:
+            blamed = "" if result.assertion else "; no op of the judged layers is to blame: "
+            hint = "--layers=all judges every one" if blamed else ""
+            yield EXIT_FAIL, f"token flip at {flip.sentence()}{blamed}{hint}"
 
 
 def _undecided_code(judgement: verdict.Judgement) -> int:

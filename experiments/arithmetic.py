@@ -33,7 +33,12 @@ class OracleArithmetic:
         self.policy = oracle.policy
 
     def as_arithmetic(self) -> compare.Arithmetic:
-        return compare.Arithmetic(self.inputs, self.op64, self.floor, self.closure)
+        return compare.Arithmetic(self.inputs, self.op64, self.floor, self.closure, self.through)
+
+    def through(self, site: str) -> tuple[str, ...]:
+        """The tensors that an op reads, if there are several."""
+        names = tuple(name for name in INPUTS[site] if name not in ("positions", "token_ids"))
+        return names if len(names) > 1 else ()
 
     def inputs(self, side: trace.Trace, layer: int, site: str) -> dict:
         """What the op read, by the names of INPUTS; for the cache also its slab of each step."""
@@ -44,7 +49,7 @@ class OracleArithmetic:
             elif name == "positions":
                 read[name] = np.arange(len(side.run.token_ids_T))
             elif name == "resid.in":
-                read[name] = compare.captured(side, *self._before(layer, site), self.dims)
+                read[name] = compare.captured(side, *self.place_before(layer, site), self.dims)
             elif name in ROTATED and (layer, name) not in side:
                 read |= self._rotated(side, layer, name)
             else:
@@ -53,7 +58,8 @@ class OracleArithmetic:
             read["slabs"] = compare.captured(side, layer, site, self.dims)
         return read
 
-    def _before(self, layer: int, site: str) -> tuple[int, str]:
+    def place_before(self, layer: int, site: str) -> tuple[int, str]:
+        """Where the residual stream that `site` reads was left."""
         if site == "final.norm":
             return self.layers - 1, "resid.out"
         return (layer - 1, "resid.out") if layer else (sites.NO_LAYER, "embed")
@@ -86,6 +92,15 @@ class OracleArithmetic:
         store = self.policy.kv if site in KV_SITES else self.policy.activation
         declared = {"store": store, "accumulate": self.policy.compute}
         return self._bounds(declared, layer, site, inputs)
+
+    def bounds(self, side: trace.Trace, layer: int, site: str) -> np.ndarray:
+        """The bounds of all tokens in one array; of the cache, those of the slots appended.
+
+        `side` must be a trace whose slabs only grow.
+        """
+        inputs = _without(self.inputs(side, layer, site), "slabs")
+        last = {name: inputs[name][-1] for name in KV_SITES if name in inputs}
+        return self._bound(self.engine_precision[site], layer, site, inputs | last)
 
     def _bounds(self, declared: dict, layer: int, site: str, inputs: dict) -> compare.Rows:
         if site in KV_SITES:

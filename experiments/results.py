@@ -6,7 +6,17 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from experiments.align import attn_verify, divergence, records, report, sites, verdict
+from experiments import coverage
+from experiments.align import (
+    attn_verify,
+    compare,
+    divergence,
+    records,
+    report,
+    sensitivity,
+    sites,
+    verdict,
+)
 from experiments.align.verdict import Judgement
 from experiments.alignment import Alignment, PromptResult
 from experiments.flags import (
@@ -69,6 +79,7 @@ def _show(alignment: Alignment, run: run_file.RunFile, tables: list, last_lines:
 def _tables(alignment: Alignment) -> Iterator[RenderableType]:
     verdicts = {prompt: result.verdicts for prompt, result in alignment.results.items()}
     yield report.table_a(verdicts, "attn.out")
+    yield report.table_through(verdicts, "attn.out")
     yield report.table_sites(verdicts)
     steps = {
         prompt: [watched.layers for watched in result.run.watched]
@@ -100,21 +111,25 @@ def _findings(alignment: Alignment) -> list[str]:
             lines.append(f"{prompt}: {found.sentence()}")
         if result.explained:
             lines += [f"{prompt}: {text}" for text in result.explained.sentences()]
+        if result.next_tokens:
+            lines += [f"{prompt}: {text}" for text in result.next_tokens.sentences()]
+    lines += coverage.of(alignment).sentences()
     return lines + [text for _, text in alignment.reasons()]
 
 
 def _run_record(name: str, alignment: Alignment, prompts: list[dict], clock: Clock) -> dict:
     """The record of report.run_file: what a page or a nightly run needs of this one."""
     code = alignment.exit_code
-    scope = f"{len(alignment.layers)} of {alignment.dims['L']} layers were judged."
     results = alignment.results.items()
     return {
         "experiment": name,
         "exit_code": code,
         "verdict": VERDICTS[code],
         "command": command(name, alignment),
-        "lines": [scope, *_findings(alignment)],
+        "lines": _findings(alignment),
         "prompts": prompts,
+        "coverage": coverage.of(alignment).record(),
+        "next_tokens": {p: r.next_tokens.record() for p, r in results if r.next_tokens},
         "naming": {p: r.explained.record() for p, r in results if r.explained},
         "routes": [asdict(route) for route in alignment.routes],
         "expected": {prompt: list(result.reference.expected) for prompt, result in results},
@@ -185,11 +200,21 @@ def _records(result: PromptResult, alignment: Alignment, shared: dict) -> Iterat
         base = {"event": "site_verify", "layer": found.layer, "site": found.site}
         base |= {"name": sites.greta_name(found.site), "tokens": len(found.judgements)}
         worst = found.worst
+        base |= _sensitivity(found)
         yield base | _place(worst) | attn_verify.judgement_fields(worst) | shared
         for judgement in found.judgements:
             if judgement.status in verdict.FAILED and judgement is not worst:
                 fields = _place(judgement) | attn_verify.judgement_fields(judgement)
                 yield base | {"event": "token_verify"} | fields | shared
+
+
+def _sensitivity(found: compare.SiteVerdict) -> dict:
+    """The smallest error that would have been found there, in any element of any token."""
+    seen = sensitivity.of(found)
+    return {
+        "smallest_error_detected": seen.absolute if seen else None,
+        "smallest_error_detected_over_rms": seen.relative if seen else None,
+    }
 
 
 def _place(judgement: Judgement) -> dict:
@@ -226,6 +251,8 @@ def _summary(result: PromptResult, alignment: Alignment) -> dict:
         "reasons": [text for _, text in alignment.reasons()],
         "statuses": _counts(result.judgements),
         "first_divergence": _divergence_record(found) if found else None,
+        "next_tokens": result.next_tokens.record() if result.next_tokens else None,
+        "coverage": coverage.of(alignment).record(),
         "naming": result.explained.record() if result.explained else None,
         "kv_invariant_ok": not result.kv_errors if result.run.watched else None,
         "route_observed": attestation.observed,

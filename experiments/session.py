@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import hip_engine.engine as engines
 from experiments import inject, under_test
-from experiments.align import compare, faults, records, sites, trace
+from experiments.align import compare, divergence, faults, records, sites, trace
 from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
 from experiments.arithmetic import OracleArithmetic
+from experiments.attribution import NextTokens, next_tokens
 from experiments.explain import explain
 from experiments.flags import Config, parse_layers
 from experiments.progress import Clock
@@ -125,7 +126,16 @@ def _align(
     assertion = _assertion(verdicts, got.trace, dims)
     with clock.stage("known mistakes", prompt):
         explained = explain(ops, got.trace, verdicts)
-    return PromptResult(reference, got, verdicts, assertion, explained)
+    with clock.stage("next tokens", prompt):
+        moved = _next_tokens(ops, reference, got, alignment.layers, verdicts)
+    return PromptResult(reference, got, verdicts, assertion, explained, moved)
+
+
+def _next_tokens(ops, reference: Reference, got, layers, verdicts) -> NextTokens:
+    found = (j for of_site in verdicts for j in of_site.judgements)
+    failed = divergence.first_divergence(found)
+    failed_at = failed.first.key.position if failed else None
+    return next_tokens(ops, reference.trace, got.trace, got.top1_T, layers, failed_at)
 
 
 def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict[str, int]) -> str:

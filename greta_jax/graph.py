@@ -124,15 +124,15 @@ def evaluate(op: Op, how: Arithmetic, cfg: LayerConfig, inputs, weights) -> jax.
     is fused across a rounding (greta_jax.reduce). Products of fp32 are of fp32 ("highest"): a GPU
     would otherwise round their factors to TF32.
     """
-    run = _compiled if how.order == "native" else _evaluate
+    run = _compiled if how.order == "native" else computed
     return run(op.function, cfg, how, tuple(inputs), tuple(weights))
 
 
-def _evaluate(function, cfg, how, inputs, weights):
+def computed(function, cfg, how, inputs, weights):
     weights = [stored(w, how.weight).astype(how.compute) for w in weights]
     cast = (x.astype(how.compute) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs)
     with jax.default_matmul_precision("highest"):
         return stored(function(cfg, how, *cast, *weights), how.store)
 
 
-_compiled = partial(jax.jit, static_argnums=(0, 1, 2))(_evaluate)
+_compiled = partial(jax.jit, static_argnums=(0, 1, 2))(computed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.align.metrics import difference, rms
+from experiments.align.tokens import kl_nats
 from greta_jax.graph import KV_SITES
 from greta_jax.model import Oracle, Run
 from greta_jax.precision import Policy
@@ -130,19 +131,6 @@ def site_error(ref: np.ndarray, got: np.ndarray) -> SiteError:
     largest = np.abs(error).max() if np.isfinite(error).all() else np.inf
     whole = rms(error) if np.isfinite(largest) else np.inf
     return SiteError(float(whole), float(largest), rms(ref))
-
-
-def log_softmax(logits_TV: np.ndarray) -> np.ndarray:
-    shifted_TV = logits_TV.astype(np.float64) - logits_TV.max(axis=1, keepdims=True)
-    return shifted_TV - np.log(np.exp(shifted_TV).sum(axis=1, keepdims=True))
-
-
-def kl_nats(ref_TV: np.ndarray, got_TV: np.ndarray) -> np.ndarray:
-    """KL(ref || got) of each token; infinite where `got` is not finite."""
-    ref, got = log_softmax(ref_TV), log_softmax(got_TV)
-    with np.errstate(invalid="ignore"):
-        found_T = (np.exp(ref) * (ref - got)).sum(axis=1)
-    return np.where(np.isfinite(found_T), np.maximum(found_T, 0.0), np.inf)
 
 
 def cost_of(errors: dict, ref_TV: np.ndarray, got_TV: np.ndarray) -> Cost:

@@ -104,4 +104,10 @@ def judgement_fields(judgement: Judgement) -> dict:
     fields["local_over_floor"] = judgement.ratio_max
     fields["local_over_floor_at"] = judgement.ratio_at
     fields["closure_ratio"] = judgement.closure_ratio
+    fields["propagated_through"] = {
+        name: {"mae": size.mae, "max": size.max, "max_at": size.at}
+        for name, size in judgement.through.items()
+    }
+    fields["split_closure_ratio"] = judgement.split_closure_ratio
+    fields["smallest_error_detected_here"] = judgement.detects
     return fields

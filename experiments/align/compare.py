@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.align import floors, sites, trace, vacuity, verdict
+from experiments.align import floors, sites, split, trace, vacuity, verdict
 from experiments.align.errors import InputMissing
 from experiments.align.verdict import Judgement, Status
 
@@ -21,12 +21,14 @@ class Arithmetic:
     op64(layer, site, inputs): the op in fp64 on those inputs, a row for each token.
     floor(layer, site, inputs): by source, bounds of |got - op64(inputs)| at the engine's precision.
     closure(layer, site, inputs): bounds of |op64(inputs) - ref| at the oracle's precision.
+    through(site): the inputs among which a propagated error is divided; none or several.
     """
 
     inputs: Callable[[trace.Trace, int, str], Mapping[str, object]]
     op64: Callable[[int, str, Mapping], Rows]
     floor: Callable[[int, str, Mapping], Mapping[str, Rows]]
     closure: Callable[[int, str, Mapping], Rows]
+    through: Callable[[str], Sequence[str]] = lambda site: ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def judge_site(
     op64_got = arithmetic.op64(layer, site, read_got)
     floor = arithmetic.floor(layer, site, read_got)
     closure = arithmetic.closure(layer, site, read_ref)
+    corners = _corners(arithmetic, layer, site, (read_ref, read_got), (op64_ref, op64_got))
     judgements, ratios = [], []
     for position, (ref_key, got_key) in enumerate(
         zip(ref.keys(layer, site), got.keys(layer, site), strict=True)
@@ -131,11 +134,27 @@ def judge_site(
             shape=sites.row_shape(site, declared.dims, position),
             stored=declared.stores[site],
             inputs_finite=_finite(read_got, position),
+            split=split.split({at: rows[position] for at, rows in corners.items()})
+            if corners
+            else None,
         )
         judgements.append(verdict.judge(case))
         ratios.append(_of_new_slots(site, verdict.local_ratio(case)))
     found = SiteVerdict(layer, site, tuple(judgements), tuple(ratios))
     return _unless_vacuous(found, ref, got)
+
+
+def _corners(arithmetic: Arithmetic, layer: int, site: str, read, op64) -> dict:
+    """The op at every mixture of both sides' inputs; empty where there is nothing to divide."""
+    names = arithmetic.through(site)
+    if not names:
+        return {}
+
+    def evaluate(engines: split.Corner) -> Rows:
+        mixed = {name: read[name in engines][name] for name in read[0]}
+        return arithmetic.op64(layer, site, mixed)
+
+    return split.corners(names, *op64, evaluate)
 
 
 def _of_new_slots(site: str, ratio: np.ndarray) -> np.ndarray:

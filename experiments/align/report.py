@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from experiments.align import sites, verdict
+from experiments.align import sensitivity, sites, verdict
 from experiments.align.compare import SiteVerdict
 from experiments.align.invariants import LayerInvariants
 
@@ -47,7 +47,7 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
 
 def table_a(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]], site: str) -> Table:
     """Table A: one site a layer against the oracle, over all tokens of each prompt."""
-    columns = ("MAE", "max", "local max", "propagated max", "local/floor", "verdict")
+    columns = ("MAE", "max", "local max", "propagated max", "local/floor", "sees from", "verdict")
     table = _table(f"A. {site} against the oracle, all tokens", "prompt", "layer", *columns)
     for prompt, verdicts in verdicts_by_prompt.items():
         for found in (v for v in verdicts if v.site == site):
@@ -61,16 +61,41 @@ def table_a(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]], site: str) 
                 number(max((j.local.max for j in sized), default=None)),
                 number(max((j.propagated.max for j in sized), default=None)),
                 ratio(max((j.ratio_max for j in sized), default=None)),
+                number(seen.absolute if (seen := sensitivity.of(found)) else None),
                 _styled(worst.status),
             )
+    return table
+
+
+def table_through(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]], site: str) -> Table:
+    """What each input brought into one site: largest share of the propagated error (split.py)."""
+    through = [
+        (prompt, found)
+        for prompt, verdicts in verdicts_by_prompt.items()
+        for found in verdicts
+        if found.site == site and found.judgements[0].through
+    ]
+    names = list(through[0][1].judgements[0].through) if through else []
+    columns = (*(f"through {name}" for name in names), "what is left over")
+    table = _table(f"A2. What {site} inherited, by input", "prompt", "layer", *columns)
+    for prompt, found in through:
+        shares = (max(j.through[name].max for j in found.judgements) for name in names)
+        closes = max(j.split_closure_ratio for j in found.judgements)
+        cells = (*map(number, shares), f"{ratio(closes)} x fp64 rounding")
+        table.add_row(prompt, str(found.layer), *cells)
     return table
 
 
 def table_sites(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]]) -> Table:
     """The worst local error of every judged site over the chosen layers, and how they ended."""
     prompts = list(verdicts_by_prompt)
-    columns = [text for prompt in prompts for text in (f"{prompt}: local/floor", "worst verdict")]
-    table = _table("All judged sites, worst layer and token", "site", *columns)
+    columns = [
+        text
+        for prompt in prompts
+        for text in (f"{prompt}: local/floor", "sees from", "worst verdict")
+    ]
+    title = "All judged sites, worst layer and token; sees from: smallest error / rms"
+    table = _table(title, "site", *columns)
     for site in sites.SITES:
         cells = []
         for prompt in prompts:
@@ -78,7 +103,10 @@ def table_sites(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]]) -> Tabl
             if here:
                 worst = verdict.worst([v.worst for v in here])
                 most = max((j.ratio_max or 0.0 for v in here for j in v.judgements), default=None)
-                cells += [ratio(most if worst.total else None), _styled(worst.status)]
+                seen = [sensitivity.of(v) for v in here]
+                relative = max(s.relative for s in seen) if all(seen) else None
+                cells += [ratio(most if worst.total else None), number(relative)]
+                cells.append(_styled(worst.status))
         if cells:
             table.add_row(site, *cells)
     return table

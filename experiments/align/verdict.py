@@ -1,13 +1,14 @@
 """The ladder of verdicts for one tensor: the first rung that fails is the verdict."""
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from experiments.align import floors, metrics
 from experiments.align.budget import Budget, budget
+from experiments.align.split import Split
 from experiments.align.trace import Key
 
 
@@ -41,6 +42,7 @@ class Case:
 
     `stored` is the dtype the engine declares to store there; `floor` bounds |got - op64(in_got)| at
     the engine's declared precision, `closure_bound` |op64(in_ref) - ref| at the oracle's own.
+    `split` divides the propagated error among the op's inputs, if it has several.
     """
 
     key: Key
@@ -53,6 +55,7 @@ class Case:
     shape: tuple[int, ...]
     stored: str
     inputs_finite: bool
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Judgement:
     """The verdict on one tensor of one token, with the numbers it rests on.
 
     `inherited` marks a non-finite tensor whose inputs were already non-finite: not this op's fault.
+    `through` sizes what was propagated by each input. `detects` is the smallest error that would
+    have been found in whichever element it lay; `signal` the rms of the right tensor.
     """
 
     key: Key
@@ -72,6 +77,10 @@ class Judgement:
     ratio_max: float | None = None
     ratio_at: tuple[int, ...] | None = None
     closure_ratio: float | None = None
+    through: Mapping[str, metrics.Size] = field(default_factory=dict)
+    split_closure_ratio: float | None = None
+    detects: float | None = None
+    signal: float | None = None
     inherited: bool = False
 
     @property
@@ -112,7 +121,12 @@ def judge(case: Case) -> Judgement:
         ratio_max=worst.max,
         ratio_at=worst.at,
         closure_ratio=parts.closure_ratio,
+        detects=float(np.max(floor + np.nan_to_num(np.abs(parts.local), nan=np.inf), initial=0.0)),
+        signal=metrics.rms(case.op64_got),
     )
+    if case.split:
+        numbers["through"] = {n: metrics.size(s) for n, s in case.split.shares.items()}
+        numbers["split_closure_ratio"] = case.split.closure_ratio
     if (broken := ~np.isfinite(got) & ~(np.isinf(got) & (got == case.op64_got))).any():
         first = tuple(int(i) for i in np.argwhere(broken)[0])
         inputs = "clean" if case.inputs_finite else "already not finite"
@@ -121,6 +135,10 @@ def judge(case: Case) -> Judgement:
         return Judgement(case.key, Status.NONFINITE, reason, inherited=inherited, **numbers)
     if not parts.closes:
         reason = f"the oracle does not replay itself: {parts.closure_ratio:.3g} x its bound"
+        return Judgement(case.key, Status.INCONCLUSIVE, reason, **numbers)
+    if case.split and case.split.closure_ratio > 1.0:
+        names = ", ".join(case.split.shares)
+        reason = f"what came through {names} does not add up: {case.split.closure_ratio:.3g} x fp64"
         return Judgement(case.key, Status.INCONCLUSIVE, reason, **numbers)
     if worst.max > 1.0:
         status = _local_failure(parts, case.op64_got, floor)

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import flags, precision_ablation
 from experiments.ablation import evaluate, factors, search, studies
+from experiments.align import tokens
 from experiments.align.errors import AlignError
 from experiments.report import html, pages, run_file
 from greta_jax.model import Oracle
@@ -43,7 +44,7 @@ def test_one_pass_over_many_policies_is_bit_for_bit_many_runs(oracle, costs, ind
         if place == (-1, "final.norm"):
             continue
         assert cost.sites[place] == evaluate.site_error(ref.taps[place], got.taps[place]), place
-    np.testing.assert_array_equal(cost.kl_T, evaluate.kl_nats(ref.logits_TV, got.logits_TV))
+    np.testing.assert_array_equal(cost.kl_T, tokens.kl_nats(ref.logits_TV, got.logits_TV))
 
 
 def test_a_streamed_model_gives_the_same_bits_and_decodes_each_matrix_once(
@@ -82,8 +83,8 @@ def test_a_factor_at_one_layer_leaves_the_layers_before_it_exact(costs):
 def test_kl_is_that_of_the_two_distributions():
     ref, got = np.log([[0.5, 0.25, 0.25]]), np.log([[0.25, 0.5, 0.25]])
     expected = 0.5 * np.log(2) - 0.25 * np.log(2)
-    np.testing.assert_allclose(evaluate.kl_nats(ref, got + 7), [expected])
-    assert np.isinf(evaluate.kl_nats(ref, got * np.nan)).all()
+    np.testing.assert_allclose(tokens.kl_nats(ref, got + 7), [expected])
+    assert np.isinf(tokens.kl_nats(ref, got * np.nan)).all()
 
 
 @pytest.mark.parametrize(

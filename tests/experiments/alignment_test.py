@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import flags
-from experiments.align import compare, verdict
+from experiments.align import compare, tokens, verdict
 from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
+from experiments.attribution import EXPLAINED, UNEXPLAINED, FlipVerdict, NextTokens
 from tests.experiments import toy
 from tests.experiments.toy import SITE
 
@@ -86,13 +87,44 @@ def test_an_oracle_that_fails_its_own_check_outranks_everything():
     "result, why",
     [
         (dict(observed="fused/valu"), "not attested"),
-        (dict(flips=(3,)), "top-1 differs at position 3"),
+        (dict(flips=(3,)), "top-1 differs at position 3, and nothing judged why"),
     ],
 )
 def test_doubt_is_neither_a_pass_nor_a_failure(result, why):
     alignment = alignment_of(result_of(toy.engine(), **result))
     assert alignment.exit_code == flags.EXIT_INCONCLUSIVE
     assert why in alignment.reasons()[0][1]
+
+
+def next_tokens_of(*flips, misread=()):
+    ref_TV = np.eye(toy.T)
+    found = replace(tokens.compare(ref_TV, ref_TV, range(toy.T)), misread=misread)
+    return NextTokens(found, flips, ())
+
+
+FLIP = tokens.Flip(position=3, ref=3, got=1, margin=0.5)
+
+
+def test_a_flip_that_rounding_explains_does_not_fail():
+    explained = FlipVerdict(FLIP, EXPLAINED, "")
+    result = replace(result_of(toy.engine(), flips=(3,)), next_tokens=next_tokens_of(explained))
+    assert alignment_of(result).exit_code == flags.EXIT_PASS
+
+
+def test_a_flip_that_rounding_does_not_explain_fails():
+    unexplained = FlipVerdict(FLIP, UNEXPLAINED, "margin above rounding")
+    result = replace(result_of(toy.engine(), flips=(3,)), next_tokens=next_tokens_of(unexplained))
+    alignment = alignment_of(result)
+    assert alignment.exit_code == flags.EXIT_FAIL
+    assert "position 3: token 1 instead of 3, unexplained" in alignment.reasons()[0][1]
+    assert "--layers=all" in alignment.reasons()[0][1]
+
+
+def test_a_choice_that_its_own_logits_deny_fails():
+    result = replace(result_of(toy.engine()), next_tokens=next_tokens_of(misread=(2,)))
+    alignment = alignment_of(result)
+    assert alignment.exit_code == flags.EXIT_FAIL
+    assert "position 2 is not the largest" in alignment.reasons()[0][1]
 
 
 def test_another_route_with_other_tokens_is_doubt():

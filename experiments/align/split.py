@@ -1,0 +1,62 @@
+"""Through which input a propagated error came: mixed forcing, and shares that add up.
+
+An op is replayed with some of its inputs as the engine had them and the others as the oracle had
+them. The share of an input is its Shapley value: what switching it to the engine's adds, averaged
+over all orders of switching. Shares sum to the propagated error, and no order is preferred; what
+two inputs do only together is divided between them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import factorial
+
+import numpy as np
+
+from experiments.align.floors import ratio
+from experiments.align.metrics import difference
+
+Rows = Sequence[np.ndarray]
+Corner = frozenset[str]
+"""The inputs that are the engine's; the others are the oracle's."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Shares of one tensor's propagated error by input; `closure_ratio` is the largest difference
+    between their sum and the whole, over what fp64 rounding allows."""
+
+    shares: Mapping[str, np.ndarray]
+    closure_ratio: float
+
+
+def corners(
+    names: Sequence[str], right: Rows, wrong: Rows, evaluate: Callable[[Corner], Rows]
+) -> dict[Corner, Rows]:
+    """The op at every mixture of inputs. `right`: all the oracle's; `wrong`: all the engine's."""
+    found: dict[Corner, Rows] = {frozenset(): right, frozenset(names): wrong}
+    for size in range(1, len(names)):
+        for chosen in combinations(names, size):
+            found[frozenset(chosen)] = evaluate(frozenset(chosen))
+    return found
+
+
+def split(at: Mapping[Corner, np.ndarray]) -> Split:
+    """Shapley shares of one tensor from its values at every corner."""
+    names = sorted(max(at, key=len))
+    n = len(names)
+    shares = {}
+    for name in names:
+        share = 0.0
+        for corner in (corner for corner in at if name not in corner):
+            weight = factorial(len(corner)) * factorial(n - len(corner) - 1) / factorial(n)
+            share = share + weight * difference(at[corner | {name}], at[corner])
+        shares[name] = share
+    whole = difference(at[frozenset(names)], at[frozenset()])
+    residual = sum(shares.values()) - whole
+    # A corner enters all shares with a weight of at most 2 together; the longest chain of
+    # roundings is a difference, a weight, its product, the sums over corners and over shares.
+    finite = (np.where(np.isfinite(a), np.abs(a), 0.0) for a in at.values())
+    allowed = 2 * (len(at) + n + 4) * np.finfo(np.float64).eps * sum(finite)
+    seen = np.isfinite(residual)
+    return Split(shares, float(ratio(residual, allowed)[seen].max(initial=0.0)))
