@@ -25,8 +25,11 @@ def keep(cfg: LayerConfig, how: Arithmetic, x):
 
 def rms_norm(cfg: LayerConfig, how: Arithmetic, x_TD, scale_D):
     """x / rms(x) * scale, eps inside the root (Zhang and Sennrich 2019)."""
-    del how
-    mean_T1 = jnp.mean(jnp.square(x_TD), axis=-1, keepdims=True)
+    if how.order == "native":
+        mean_T1 = jnp.mean(jnp.square(x_TD), axis=-1, keepdims=True)
+    else:
+        total_T1 = reduce.total(jnp.square(x_TD), how.order)
+        mean_T1 = total_T1 / total_T1.dtype.type(x_TD.shape[-1])
     scale = scale_D.reshape((1,) * (x_TD.ndim - 1) + (-1,))
     return x_TD / jnp.sqrt(mean_T1 + x_TD.dtype.type(cfg.rms_eps)) * scale
 
@@ -38,9 +41,12 @@ def rms_norm_of_all_heads(cfg: LayerConfig, how: Arithmetic, x_TNH, scale):
 
 def project(cfg: LayerConfig, how: Arithmetic, x, rows):
     """Rows of a matrix (in row order, of any shape) times each token."""
-    del cfg, how
+    del cfg
     x_TX = x.reshape(x.shape[0], -1)
-    return jnp.einsum("TX,EX->TE", x_TX, rows.reshape(-1, x_TX.shape[1]))
+    rows_EX = rows.reshape(-1, x_TX.shape[1])
+    if how.order != "native":
+        return reduce.dot(x_TX, rows_EX, how.order).astype(how.compute)
+    return jnp.einsum("TX,EX->TE", x_TX, rows_EX)
 
 
 def unembed(cfg: LayerConfig, how: Arithmetic, x_TD, rows):
@@ -100,7 +106,11 @@ def attend_probs(cfg: LayerConfig, how: Arithmetic, score_TNS):
     """Softmax over the slots, shifted by the row's maximum."""
     del cfg
     weight_TNS = exponential(how, score_TNS - jnp.max(score_TNS, axis=-1, keepdims=True))
-    return weight_TNS / jnp.sum(weight_TNS, axis=-1, keepdims=True)
+    if how.order == "native":
+        return weight_TNS / jnp.sum(weight_TNS, axis=-1, keepdims=True)
+    seen_S = jnp.any(jnp.isfinite(score_TNS), axis=(0, 1))
+    live = int(jnp.max(jnp.where(seen_S, jnp.arange(1, len(seen_S) + 1), 0)))
+    return weight_TNS / reduce.total(weight_TNS[..., :live], how.order)
 
 
 def attend_values(cfg: LayerConfig, how: Arithmetic, prob_TNS, v_SKH, positions_T):

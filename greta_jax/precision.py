@@ -14,8 +14,8 @@ STORES = (*FLOATS, "float8_e4m3fnuz", "float8_e5m2fnuz", "int8")
 """Storage formats. float8 saturates, with scale 1; int8 has an fp32 scale for each last axis."""
 
 ORDERS = ("native", "sequential", "pairwise", "split:<C>", "mfma:<kind>")
-"""How the two sums of attention run: XLA's own way; one term after the other; a binary tree; <C>
-contiguous sequential parts, then those; CDNA3 matrix-core groups on operands rounded to <kind>."""
+"""How sums run: XLA's own way; one term after the other; a binary tree; <C> contiguous sequential
+parts, then those; CDNA3 matrix-core groups on operands rounded to <kind> (matrix products only)."""
 
 EXPS = ("native", "polynomial")
 """XLA's exponential, or ours: reduction by ln 2, a polynomial, ldexp, as a kernel would."""
@@ -23,8 +23,17 @@ EXPS = ("native", "polynomial")
 OWN_DTYPE = {"attn.scores": "score", "attn.probs": "softmax", "attn.out": "pv"}
 """Sites whose arithmetic has a field of its own in the Policy."""
 
-ORDERED_SITES = ("attn.scores", "attn.out")
-"""Sites whose sums a Policy's `order` rules."""
+MATRIX_SITES = (
+    *("attn.q", "attn.k", "attn.v", "attn.scores", "attn.out", "attn.proj"),
+    *("ffn.gate", "ffn.up", "ffn.down", "logits"),
+)
+"""Sites that are matrix products, whose sums any `order` rules."""
+
+OTHER_SUM_SITES = (
+    *("attn.norm", "ffn.norm", "final.norm", "attn.q_norm", "attn.k_norm"),
+    *("attn.post_norm", "ffn.post_norm", "attn.probs"),
+)
+"""Sites with a mean or a softmax's sum, which every order rules but a matrix core's."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Policy:
     weight: storage of the weights (the GGUF's fp32 dequantised values, rounded to it).
     activation: storage of every site's tensor. kv: storage of the KV cache.
     compute: dtype of the arithmetic inside an op, accumulation included; score, softmax and pv
-    override it for attention's three ops. order: of the sums over H and S in attention.
+    override it for attention's three ops. order: of every sum of products, mean and softmax.
     probs: what probabilities are rounded to before they meet V. exp: which exponential.
     rules: changes by site and layer, later ones over earlier.
     """
@@ -118,8 +127,13 @@ class Policy:
         own = OWN_DTYPE.get(site)
         compute = (getattr(here, own) if own else None) or here.compute
         store = here.kv if site in ("kv.k", "kv.v") else here.activation
-        order = here.order if site in ORDERED_SITES else "native"
-        return Arithmetic(compute, store, here.weight, order, here.exp, here.probs)
+        return Arithmetic(compute, store, here.weight, here._order(site), here.exp, here.probs)
+
+    def _order(self, site: str) -> str:
+        if site in MATRIX_SITES:
+            return self.order
+        core = self.order.startswith("mfma")
+        return self.order if site in OTHER_SUM_SITES and not core else "native"
 
     @property
     def kv_carrier(self) -> str:

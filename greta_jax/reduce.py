@@ -1,7 +1,7 @@
-"""Sums of products in a chosen order and dtype.
+"""Sums, and sums of products, in a chosen order and dtype: every product and sum is rounded once.
 
-Called op by op and not under jit, so that XLA neither contracts a product and a sum into an fma nor
-keeps excess precision in bf16 and fp16: every product and every sum is rounded once.
+Called op by op and not under jit: XLA would contract a product and a sum into an fma, whatever
+barrier stands between, and keep excess precision in bf16 and fp16.
 """
 
 from functools import partial
@@ -12,20 +12,30 @@ from jax import lax
 
 from greta_jax import mfma
 
+TERMS = 2**24
+"""Products held at a time."""
+
 
 def dot(a_MK, b_NK, order: str):
     """A B^T in the operands' dtype, k in ascending order within each part: MN."""
     kind, _, value = order.partition(":")
     if kind == "mfma":
         return _matrix_core(a_MK, b_NK, value)
-    products_MNK = a_MK[:, None, :] * b_NK[None, :, :]
+    rows = max(TERMS // a_MK.size, 1)
+    chunks = (b_NK[start : start + rows] for start in range(0, len(b_NK), rows))
+    sums = [total(a_MK[:, None, :] * b_XK[None, :, :], order)[..., 0] for b_XK in chunks]
+    return sums[0] if len(sums) == 1 else jnp.concatenate(sums, axis=1)
+
+
+def total(terms, order: str):
+    """The sum over the last axis, which stays with size 1."""
+    kind, _, value = order.partition(":")
     if kind == "pairwise":
-        return _pairwise(products_MNK)
+        return _pairwise(terms)[..., None]
     parts = int(value) if kind == "split" else 1
-    length = -(-products_MNK.shape[-1] // parts)
-    padded_MNK = _padded(products_MNK, length * parts)
-    parts_MNCK = padded_MNK.reshape(*padded_MNK.shape[:-1], parts, length)
-    return _sequential(_sequential(parts_MNCK))
+    length = -(-terms.shape[-1] // parts)
+    terms = _padded(terms, length * parts)
+    return _sequential(_sequential(terms.reshape(*terms.shape[:-1], parts, length)))[..., None]
 
 
 @jax.jit

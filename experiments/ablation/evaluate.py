@@ -48,9 +48,9 @@ class _DecodedOnce:
     def __getattr__(self, name: str):
         return getattr(self._weights, name)
 
-    def chunks(self, name: str, layer: int = MODEL_LAYER) -> Iterator:
+    def chunks(self, name: str, layer: int = MODEL_LAYER, checked: bool = True) -> Iterator:
         if self._weights.resident:
-            yield from self._weights.chunks(name, layer)
+            yield from self._weights.chunks(name, layer, checked)
             return
         if self._now != (name, layer):
             self._now, self._chunks = (name, layer), tuple(self._weights.chunks(name, layer))

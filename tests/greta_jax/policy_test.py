@@ -36,7 +36,7 @@ FIRST_CHANGED = {
     "softmax": ("bfloat16", "attn.probs"),
     "pv": ("bfloat16", "attn.out"),
     "probs": ("float16", "attn.out"),
-    "order": ("sequential", "attn.scores"),
+    "order": ("sequential", "attn.norm"),
     "exp": ("polynomial", "attn.probs"),
 }
 
@@ -109,6 +109,59 @@ def test_orders_have_the_bits_of_a_plain_loop(order, dtype):
     ref = numpy_dot(np.asarray(a), np.asarray(b), order)
     assert got.dtype == ref.dtype
     assert np.array_equal(got, ref)
+
+
+PROJECTED = {
+    "attn.q": ("attn.norm", "q_NHD"),
+    "attn.v": ("attn.norm", "v_KHD"),
+    "attn.proj": ("attn.out", "proj_DNH"),
+    "ffn.gate": ("ffn.norm", "gate_FD"),
+    "ffn.down": ("ffn.act", "down_DF"),
+    "logits": ("final.norm", "unembed_VD"),
+}
+
+
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "split:4", "mfma:bf16"])
+def test_an_order_rules_every_projection_bit_for_bit(tiny_path, order):
+    oracle = Oracle.open(tiny_path, replace(FP32, name="o", order=order))
+    taps = oracle.prefill(IDS, Taps(SITES)).taps
+    for site, (source, name) in PROJECTED.items():
+        layer, at = (-1, -1) if site == "logits" else (1, 1)
+        weight = np.asarray(oracle.weights.load(name, at), np.float32)
+        x = taps[layer, source].reshape(len(IDS), -1)
+        w = weight.reshape(-1, x.shape[1])
+        if order == "mfma:bf16":
+            x, w = (np.pad(m, ((0, 0), (0, -m.shape[1] % 8))) for m in (x, w))
+            x, w = (jnp.asarray(m, jnp.bfloat16) for m in (x, w))
+            ref = mfma.matmul(x, w, jnp.zeros((len(x), len(w)), jnp.float32), "bf16")
+        else:
+            ref = numpy_dot(x, w, order)
+        assert np.array_equal(taps[layer, site].reshape(len(IDS), -1), np.asarray(ref)), site
+
+
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "split:4"])
+def test_an_order_rules_means_and_softmax_sums(tiny_path, order):
+    """The sums in numpy; the division in XLA, which multiplies by reciprocals instead."""
+    oracle = Oracle.open(tiny_path, replace(FP32, name="o", order=order))
+    taps = oracle.prefill(IDS, Taps(SITES)).taps
+    x = taps[0, "resid.mid"]
+    total_T1 = jnp.asarray(numpy_dot(x, x, order).diagonal()[:, None])
+    root_T1 = jnp.sqrt(total_T1 / np.float32(x.shape[1]) + np.float32(oracle.config.rms_eps))
+    scale_1D = jnp.asarray(oracle.weights.load("ffn_norm_D", 0), jnp.float32)[None]
+    assert np.array_equal(taps[0, "ffn.norm"], jnp.asarray(x) / root_T1 * scale_1D)
+    score = jnp.asarray(taps[0, "attn.scores"])
+    weight = jnp.exp(score - jnp.max(score, axis=-1, keepdims=True))
+    rows, ones = np.asarray(weight).reshape(-1, len(IDS)), np.ones((1, len(IDS)), np.float32)
+    total = jnp.asarray(numpy_dot(rows, ones, order).reshape(len(IDS), -1, 1))
+    assert np.array_equal(taps[0, "attn.probs"], weight / total)
+
+
+def test_an_order_may_hold_at_one_site_of_some_layers(taps_of, plain):
+    rule = Rule((("order", "sequential"),), ("ffn.down",), 1, 1)
+    ruled = taps_of(replace(FP32, name="ruled", rules=(rule,)))
+    assert np.array_equal(plain[0, "ffn.down"], ruled[0, "ffn.down"])
+    assert np.array_equal(plain[1, "ffn.act"], ruled[1, "ffn.act"])
+    assert not np.array_equal(plain[1, "ffn.down"], ruled[1, "ffn.down"])
 
 
 def test_matrix_core_order_is_the_matrix_core(taps_of, plain):
