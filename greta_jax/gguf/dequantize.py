@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from greta_jax import accelerator
 from greta_jax.errors import TensorError
 from greta_jax.gguf import iq_quants, k_quants, plain_quants  # noqa: F401  (they register formats)
-from greta_jax.gguf.blocks import FORMATS, ROUNDED_PRODUCTS, hoisted
+from greta_jax.gguf.blocks import FORMATS, ROUNDED_PRODUCTS
 
 
 def dequantize(raw: np.ndarray, dtype: GGMLQuantizationType, store: str = "float32") -> jax.Array:
@@ -59,9 +58,6 @@ def check_format(dtype: GGMLQuantizationType) -> None:
 @partial(jax.jit, static_argnames=("dtype", "store"))
 def _dequantize(raw, dtype, store):
     scaled, offset = FORMATS[dtype](_as_blocks(raw, dtype))
-    if accelerator.in_use():
-        # A GPU's compiler would make product and difference one fused operation of other bits.
-        scaled = hoisted(scaled)
     return (scaled if offset is None else scaled - offset).astype(store)
 
 
