@@ -71,7 +71,8 @@ class OracleArithmetic:
             "positions": np.arange(len(side.run.token_ids_T)),
         }
         registers = self.engine_precision[source]["accumulate"]
-        declared = {"store": registers, "accumulate": registers}
+        in_registers = {"store": registers, "accumulate": registers}
+        declared = self.engine_precision.get(name, in_registers)
         return {
             name: replay(self.fp64, name, layer, read),
             SLACK: bound(self.fp64, name, layer, read, declared),

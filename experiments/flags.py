@@ -57,6 +57,7 @@ _FLAGS = (
     (flags.DEFINE_bool, "attn_verify", True, "Write a record for each decode step and layer."),
     (flags.DEFINE_bool, "kv_invariants", True, "Check the bytes that decode steps write and read."),
     (flags.DEFINE_bool, "decode_ref", True, "Judge against the oracle: else nothing can pass."),
+    (flags.DEFINE_bool, "save_traces", False, "Keep both sides' tensors, for localize and align."),
     (flags.DEFINE_enum, "output_format", "text", ["text", "json"], "Tables, or one JSON record."),
     (flags.DEFINE_bool, "quiet", False, "No progress and no tables: the verdict and its reasons."),
     (flags.DEFINE_string, "figures", None, "Folder for PNG and SVG of the report's figures."),
@@ -90,6 +91,7 @@ class Config:
     attn_verify: bool
     kv_invariants: bool
     decode_ref: bool
+    save_traces: bool
     output_format: str
     quiet: bool
     figures: str | None
@@ -111,6 +113,13 @@ def _unknown_variables(environ: dict[str, str]) -> None:
             raise UsageError(
                 f"unknown variable {name}: nothing reads it; nearest is {near} (unset {name})"
             )
+
+
+def refuse(config: Config, names: tuple[str, ...], why: str) -> None:
+    """Raises UsageError if a flag was given that an experiment does not read."""
+    sources = dict(config.sources)
+    if given := [name for name in names if sources[name] != "default"]:
+        raise UsageError(f"--{given[0]} decides nothing here: {why}; leave it out")
 
 
 def _switch(name: str, value: str) -> bool:

@@ -70,16 +70,40 @@ def make_reference(
         sequence.append(int(logits[-1].argmax()))
         step = oracle.decode(step.cache, sequence[-1])
         logits.append(step.logits_TV[-1])
+    run = trace.Run(oracle.model_sha256, trace.sha256(prompt_text(prompt)), tuple(sequence))
+    return _checked(oracle, prompt, len(ids), run, np.stack(logits), layers)
+
+
+def reference_of_tokens(
+    oracle: Oracle, prompt: str, run: trace.Run, layers: tuple[int, ...]
+) -> Reference:
+    """The same for given tokens, all of them taken for the prompt."""
+    *before, last = run.token_ids_T
+    cache = oracle.prefill(before).cache if before else oracle.empty_cache()
+    stepwise_TV = oracle.decode(cache, last).logits_TV
+    return _checked(oracle, prompt, len(run.token_ids_T), run, stepwise_TV, layers)
+
+
+def _checked(
+    oracle: Oracle,
+    prompt: str,
+    prompt_tokens: int,
+    run: trace.Run,
+    stepwise_TV: np.ndarray,
+    layers: tuple[int, ...],
+) -> Reference:
+    """One pass with every site tapped; `stepwise_TV`: its last logits as decode computed them."""
+    sequence = list(run.token_ids_T)
     taps = Taps(sites.SITES, needed_layers(layers, oracle.config.layers))
     whole = oracle.prefill(sequence, taps=taps)
-    run = trace.Run(oracle.model_sha256, trace.sha256(prompt_text(prompt)), tuple(sequence))
     rows = {place: rows_of(place[1], value) for place, value in whole.taps.items()}
-    stepwise_TV = np.stack(logits)
     complaints = [
         *_weights_sum_to_one(oracle, rows),
         *_prefill_equals_decode(oracle, whole.logits_TV, stepwise_TV, sequence),
     ]
-    return Reference(prompt, len(ids), trace.Trace(run, rows), whole.logits_TV, tuple(complaints))
+    return Reference(
+        prompt, prompt_tokens, trace.Trace(run, rows), whole.logits_TV, tuple(complaints)
+    )
 
 
 def rows_of(site: str, value: np.ndarray) -> compare.Rows:

@@ -15,6 +15,7 @@ from experiments.align import (
     report,
     sensitivity,
     sites,
+    stored_trace,
     verdict,
 )
 from experiments.align.verdict import Judgement
@@ -29,6 +30,7 @@ from experiments.flags import (
 from experiments.progress import Clock
 from experiments.report import alignment_page, export, html, maps, run_file
 from experiments.under_test import kv_slots
+from greta_jax.graph import KV_SITES
 
 VERDICTS = {
     EXIT_PASS: "PASS",
@@ -49,6 +51,8 @@ def publish(name: str, alignment: Alignment, clock: Clock) -> int:
         run = run_file.write(out_path, _run_record(name, alignment, prompts, clock))
         page = alignment_page.page(run)
         html_path = html.write(out_path / f"{name}.html", page)
+        if alignment.config.save_traces:
+            _save_traces(name, alignment)
         figures = alignment.config.figures
         drawn = export.write(Path(figures), page) if figures else []
     paths = [out_path / written["records"] for written in prompts]
@@ -191,6 +195,22 @@ def _write_prompt(name: str, prompt: str, result: PromptResult, alignment: Align
     drawn = maps.of(result.verdicts, last_step)
     drawn_path = maps.save(alignment.config.out_path / f"{stem}_maps.npz", drawn)
     return {"prompt": prompt, "records": path.name, "maps": drawn_path.name}
+
+
+def _save_traces(name: str, alignment: Alignment) -> None:
+    """Both sides of every prompt, as `localize` and `align` read them."""
+    policy = alignment.facts["oracle_policy"]
+    entry = {"store": policy["activation"], "accumulate": policy["compute"]}
+    cached = dict.fromkeys(KV_SITES, entry | {"store": policy["kv"]})
+    for prompt, result in alignment.results.items():
+        stem = alignment.config.out_path / f"{name}_{Path(prompt).stem}"
+        sides = (
+            ("ref", result.reference.trace, dict.fromkeys(sites.SITES, entry) | cached),
+            ("got", result.run.trace, alignment.facts["engine_precision"]),
+        )
+        for side, found, precision in sides:
+            more = {"prompt": prompt, "engine": side, "layers": alignment.layers}
+            stored_trace.write(stem / side, found, precision, **more)
 
 
 def _records(result: PromptResult, alignment: Alignment, shared: dict) -> Iterator[dict]:

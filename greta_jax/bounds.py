@@ -33,6 +33,8 @@ class OpPrecision:
     used as given).
     exp_ulp: error of its exponential. rescales: how often an online softmax may rescale its partial
     sums (None: at every slot; 0: the maximum is known before the sum starts).
+    angle: dtype of the angles of a rotation, their frequencies made as powers or as repeated
+    products (None: fp64, and only the table of cosines and sines is rounded).
     failure: None for the certain bound; else the probability, an element, that roundings that are
     independent exceed it (Higham and Mary 2019, theorem 2.4: sqrt(n) for n).
     """
@@ -43,6 +45,7 @@ class OpPrecision:
     operand: str | None = None
     exp_ulp: float = EXP_ULP
     rescales: int | None = None
+    angle: str | None = None
     failure: float | None = None
 
     @classmethod
@@ -190,7 +193,23 @@ def _rope(case: _Case) -> np.ndarray:
     cos_TR, sin_TR = (np.abs(t)[:, None] for t in _rotation(case))
     even, odd = x[..., 0::2], x[..., 1::2]
     size = np.stack([even * cos_TR + odd * sin_TR, even * sin_TR + odd * cos_TR], axis=-1)
-    return case.precision.gamma(3) * size.reshape(x.shape) + 2 * case.precision.tiny
+    error = case.precision.gamma(3) * size.reshape(x.shape) + 2 * case.precision.tiny
+    return error if case.precision.angle is None else error + _turned(case, even, odd)
+
+
+def _turned(case: _Case, even: np.ndarray, odd: np.ndarray) -> np.ndarray:
+    """What an error of the angle turns a pair by: no more than |angle error| (|x| + |x'|).
+
+    Frequency i is made with at most i + 1 powers or products of relative error 2 exp_ulp + 1 units
+    each, and its product with the position rounds once.
+    """
+    u, pairs_R = unit_roundoff(case.precision.angle), np.arange(even.shape[-1])
+    relative_R = np.expm1(((pairs_R + 1) * (2 * case.precision.exp_ulp + 1) + 1) * np.log1p(u))
+    config, positions_T = case.oracle.config, np.asarray(case.inputs["positions"], np.float64)
+    frequency_R = config.frequencies(case.layer)
+    angle_TR = np.abs(positions_T)[:, None] * frequency_R * relative_R
+    moved = angle_TR[:, None] * (even + odd)
+    return np.stack([moved, moved], axis=-1).reshape(*even.shape[:-1], -1)
 
 
 def _rotation(case: _Case):

@@ -95,12 +95,16 @@ class LlamaConfig:
 
     def rotation(self, positions_T: np.ndarray, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Cosine and sine [T, H/2], fp64, of position * base^(-2i/H) / factor_i (RoFormer)."""
+        angle_TR = np.asarray(positions_T, np.float64)[:, None] * self.frequencies(layer)[None, :]
+        return np.cos(angle_TR), np.sin(angle_TR)
+
+    def frequencies(self, layer: int = 0) -> np.ndarray:
+        """Radians a position by which each of the H/2 pairs of a head turns."""
         exponent = -2.0 * np.arange(self.head_dim // 2) / self.head_dim
         frequency = np.float64(self.rope_base_of(layer)) ** exponent
         if self.rope_factors is not None:
             frequency = frequency / np.asarray(self.rope_factors, np.float64)
-        angle_TR = np.asarray(positions_T, np.float64)[:, None] * frequency[None, :]
-        return np.cos(angle_TR), np.sin(angle_TR)
+        return frequency
 
     def rope_base_of(self, layer: int) -> float:
         """RoPE's base in one layer."""

@@ -18,6 +18,7 @@ import pytest
 from experiments import flags
 from experiments.batch import options, suite
 from hip_engine.gfx942 import cli
+from tests.experiments import foreign_engine_test
 from tests.hip_engine.gfx942 import objects
 from tests.hip_engine.hip import programs
 
@@ -128,6 +129,7 @@ def desk(tmp_path_factory):
     zeros = {"dtype": "float32", "zeros": [1024]}
     (folder / "args.json").write_text(json.dumps([2.0, zeros]))
     programs.compile_program(folder, [SAXPY])
+    foreign_engine_test.write(folder / "out" / "hf")
     return folder
 
 

@@ -27,3 +27,7 @@ class FaultNotApplicable(AlignError):
 
 class RecordError(AlignError):
     """A results file cannot be written or read."""
+
+
+class TraceError(AlignError):
+    """A stored trace, or the map of its names, is not what it says, or cannot be read at all."""

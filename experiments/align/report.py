@@ -112,6 +112,22 @@ def table_sites(verdicts_by_prompt: Mapping[str, Sequence[SiteVerdict]]) -> Tabl
     return table
 
 
+def table_around(verdicts: Sequence[SiteVerdict], first: verdict.Judgement) -> Table:
+    """The tensors of one token and layer, in the order in which they are computed."""
+    key = first.key
+    columns = ("local max", "propagated max", "floor max", "local/floor", "verdict")
+    place = "" if key.layer == sites.NO_LAYER else f"layer {key.layer}, "
+    table = _table(f"Around the first divergence: {place}position {key.position}", "site", *columns)
+    for found in verdicts:
+        here = [j for j in found.judgements if j.key.position == key.position]
+        if found.layer == key.layer and here and here[0].status != verdict.Status.FUSED:
+            judged = here[0]
+            sizes = [size.max if size else None for size in (judged.local, judged.propagated)]
+            cells = [number(value) for value in (*sizes, judged.floor_max)]
+            table.add_row(found.site, *cells, ratio(judged.ratio_max), _styled(judged.status))
+    return table
+
+
 def table_b(
     steps_by_prompt: Mapping[str, Sequence[Sequence[LayerInvariants]]], layers: Sequence[int]
 ) -> Table:

@@ -149,6 +149,27 @@ def test_rounding_probabilities_and_operands_is_covered_when_declared(oracle):
     assert np.any(error > bound(oracle, "attn.out", 0, inputs, SINGLE))
 
 
+@pytest.mark.parametrize("made", ["powers", "repeated products"])
+def test_angles_in_fp32_are_covered_when_declared_and_seen_when_not(oracle, made):
+    rng, H = np.random.default_rng(8), oracle.config.head_dim
+    inputs = cases(oracle, "attn.q_rope", rng, 1.0) | {"positions": np.arange(90, 90 + T)}
+    base, R = np.float32(oracle.config.rope_base), H // 2
+    exponent_R = np.arange(R, dtype=np.float32) * np.float32(2 / H)
+    step = np.power(base, np.float32(-2 / H))
+    products_R = np.cumprod(np.full(R, step)) / step
+    frequency_R = 1 / np.power(base, exponent_R) if made == "powers" else products_R
+    assert frequency_R.dtype == np.float32
+    angle_TR = inputs["positions"].astype(np.float32)[:, None] * frequency_R
+    cos, sin = (f(angle_TR.astype(np.float64))[:, None] for f in (np.cos, np.sin))
+    even, odd = inputs["attn.q"][..., 0::2], inputs["attn.q"][..., 1::2]
+    got = np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    ref = replay(oracle, "attn.q_rope", 0, inputs)
+    error = np.abs(got.reshape(ref.shape) - ref)
+    assert np.any(error > bound(oracle, "attn.q_rope", 0, inputs, SINGLE))
+    declared = bound(oracle, "attn.q_rope", 0, inputs, SINGLE | {"angle": "float32"})
+    assert np.all(error <= declared)
+
+
 def test_too_long_a_sum_has_an_infinite_bound_and_no_wrong_one(oracle):
     inputs = cases(oracle, "ffn.down", np.random.default_rng(2), 1.0)
     limit = bound(oracle, "ffn.down", 0, inputs, {"store": "bfloat16", "accumulate": "bfloat16"})
