@@ -41,6 +41,10 @@ class DeviceFault(EngineError):
         self.kernel, self.instruction, self.offset = kernel, instruction, offset
         self.workgroup, self.wave, self.lane, self.address = workgroup, wave, lane, address
 
+    def __reduce__(self):
+        """Pickled as it is: faults cross from one process to another."""
+        return type(self).__new__, (type(self), str(self)), self.__dict__
+
 
 class SanitizerFault(DeviceFault):
     """A sanitizer found something that the hardware would let pass; `kind` says which one."""

@@ -7,7 +7,7 @@
 enum {  // the order of memory_ops.ATOMICS
   SWAP, CMPSWAP, ADD, SUB, SMIN, UMIN, SMAX, UMAX, AND, OR, XOR, INC, DEC,
   ADD_F32, ADD_F64, MIN_F64, MAX_F64, PK_ADD_F16, PK_ADD_BF16,
-  RSUB, MIN_F32, MAX_F32, MSKOR, CMPSWAP_F32, CMPSWAP_F64
+  RSUB, MIN_F32, MAX_F32, MSKOR, CMPSWAP_F32, CMPSWAP_F64, WRAP
 };
 
 typedef union {
@@ -47,6 +47,7 @@ static u64 combine(u32 operation, u64 old, u64 x, u64 compare, int wide) {
     case SUB: return (old - x) & mask;
     case RSUB: return (x - old) & mask;
     case MSKOR: return (old & ~compare) | x;
+    case WRAP: return (old >= compare ? old - compare : old + x) & mask;
     case MIN_F32: return f1.f < f0.f || f0.f != f0.f ? f1.u : f0.u;
     case MAX_F32: return f1.f > f0.f || f0.f != f0.f ? f1.u : f0.u;
     case CMPSWAP_F32: f1.u = (u32)compare; return f0.f == f1.f ? x : old;
@@ -72,27 +73,34 @@ static u64 combine(u32 operation, u64 old, u64 x, u64 compare, int wide) {
   return old;
 }
 
-// Lane by lane in ascending order, each indivisible: workgroups run on several threads.
+// The old value; indivisible, because workgroups run on several threads.
+static u64 exchange(void* at, u32 operation, u64 x, u64 compare, i32 dwords) {
+  if (dwords == 2) {
+    u64* p = at;
+    u64 old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+    while (!__atomic_compare_exchange_n(p, &old, combine(operation, old, x, compare, 1), 0,
+                                        __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+    }
+    return old;
+  }
+  u32* p = at;
+  u32 old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+  while (!__atomic_compare_exchange_n(p, &old, (u32)combine(operation, old, x, compare, 0), 0,
+                                      __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+  }
+  return old;
+}
+
+// Lane by lane in ascending order.
 static void atomics(Wave* w, const Lanes* lanes, u64 exec, i32 src, i32 compare_row, i32 dst,
                     u32 operation, i32 dwords) {
   FOR_ACTIVE(i, exec) {
-    u64 x = w->v[src][i], compare = compare_row < 0 ? 0 : w->v[compare_row][i], old;
+    u64 x = w->v[src][i], compare = compare_row < 0 ? 0 : w->v[compare_row][i];
     if (dwords == 2) {
       x |= (u64)w->v[src + 1][i] << 32;
       if (compare_row >= 0) compare |= (u64)w->v[compare_row + 1][i] << 32;
-      u64* p = (u64*)lanes->a[i];
-      old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
-      while (!__atomic_compare_exchange_n(p, &old, combine(operation, old, x, compare, 1), 0,
-                                          __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-      }
-    } else {
-      u32* p = (u32*)lanes->a[i];
-      u32 seen = __atomic_load_n(p, __ATOMIC_SEQ_CST);
-      while (!__atomic_compare_exchange_n(p, &seen, (u32)combine(operation, seen, x, compare, 0),
-                                          0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-      }
-      old = seen;
     }
+    const u64 old = exchange((void*)lanes->a[i], operation, x, compare, dwords);
     if (dst >= 0) {
       w->v[dst][i] = (u32)old;
       if (dwords == 2) w->v[dst + 1][i] = (u32)(old >> 32);
@@ -103,7 +111,7 @@ static void atomics(Wave* w, const Lanes* lanes, u64 exec, i32 src, i32 compare_
 #define MEMORY_ATOMIC(space, PARAMETERS, RESOLVE)                                            \
   i32 space##_atomic(PARAMETERS(), i32 src, i32 dst, u32 operation, i32 dwords) {       \
     Lanes lanes;                                                                             \
-    if (RESOLVE(4 * (u64)dwords, GLOBAL_STORE)) return 1;                                    \
+    if (RESOLVE(4 * (u64)dwords, GLOBAL_ATOMIC)) return 1;                                    \
     const u64 exec = exec_of(w);                                                             \
     if (exec && w->observer) {                                                               \
       if (sanitize_lanes(w, site, lanes.a, 4 * (u64)dwords, ATOMIC_ACCESS)) return 1;        \

@@ -8,8 +8,9 @@ statement of their meaning (tests/hip_engine/gfx942/coverage_test.py keeps it tr
 from dataclasses import dataclass
 from pathlib import Path
 
+from hip_engine.gfx942.flow import CONTROL
 from hip_engine.gfx942.isa import OPCODES
-from hip_engine.gfx942.translate import CONDITIONS, CONTROL
+from hip_engine.gfx942.translate import CONDITIONS, NEVER_TAKEN
 
 ISA = Path(__file__).resolve().parent / "isa"
 
@@ -29,7 +30,7 @@ def known_to_llvm() -> frozenset[str]:
 
 def implemented() -> frozenset[str]:
     """Emitters of the opcode table, and control flow, which the translator handles itself."""
-    return frozenset({*OPCODES, *CONDITIONS, *CONTROL})
+    return frozenset({*OPCODES, *CONDITIONS, *NEVER_TAKEN, *CONTROL})
 
 
 def coverage() -> Coverage:

@@ -24,6 +24,7 @@ from hip_engine.gfx942.arguments import (
 from hip_engine.gfx942.code_object import KernelDescriptor
 from hip_engine.gfx942.findings import fault_error
 from hip_engine.gfx942.memory import Memory, MemoryTable
+from hip_engine.gfx942.ordering import order_matters
 from hip_engine.gfx942.sanitizer import SanitizerState, check_bits
 
 KERNARG_BYTES = 1 << 16
@@ -169,6 +170,7 @@ class EmulatedKernel:
         self.jumps = np.full(words, -1, np.int32)
         for index, offset in enumerate(self.compiled.block_addresses):
             self.jumps[(self.descriptor.entry + offset - self.text[0]) // 4] = index
+        self.needs_order = any(order_matters(text) for _, text in self.compiled.sites)
         names = sorted({c for block in self.compiled.block_classes for c in block})
         self.class_names = names
         rows = [[block.get(n, 0) for n in names] for block in self.compiled.block_classes]
@@ -310,8 +312,13 @@ class Dispatcher:
         }
         peak = max(w.counters.flight_peak for w in self.workers)
         traffic = functools.reduce(np.add, (w.by_buffer for w in self.workers))
-        touched = np.flatnonzero(traffic.any(axis=1)).tolist()
-        by_buffer = {self.memory.buffers[i]: tuple(traffic[i].tolist()) for i in touched}
+        touched = [self.memory.buffers[i] for i in np.flatnonzero(traffic.any(axis=1))]
+        rows = traffic[traffic.any(axis=1)].tolist()
+        by_buffer = {
+            buffer: tuple(row)
+            for buffer, row in zip(touched, rows, strict=True)
+            if buffer not in self.fixed
+        }
         return MemoryCounts(**totals, flight_peak=peak, by_buffer=by_buffer)
 
     def _prepare(self, kernel: EmulatedKernel, grid, block, dynamic_lds: int) -> Prepared:
@@ -327,9 +334,12 @@ class Dispatcher:
         return self._prepared[key]
 
     def _run(self, prepared: Prepared, counts: np.ndarray) -> list[Outcome]:
-        """Workgroups in turn over the threads; short launches stay on the caller's thread."""
+        """Workgroups in turn over the threads; short launches stay on the caller's thread, and so
+        do those whose result would depend on the order of their atomics.
+        """
         threads = min(len(self.workers), prepared.groups)
-        if threads == 1 or prepared.instructions < THREADING_PAYS:
+        ordered = prepared.kernel.needs_order
+        if threads == 1 or ordered or prepared.instructions < THREADING_PAYS:
             return [self.workers[0].run(prepared.struct, counts[0], self.counters, 0, 1)]
         jobs = [
             self.pool.submit(

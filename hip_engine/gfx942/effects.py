@@ -31,6 +31,10 @@ MAX_USES = 24
 RECORD = struct.Struct("<HbbHH" + "HBB" * MAX_USES)
 
 VMEM, SMEM, LDS, FLAT, WAIT = 1, 2, 4, 8, 16
+VECTOR_MEMORY = (
+    *("global_", "scratch_", "buffer_load", "buffer_store", "buffer_atomic", "tbuffer_"),
+)
+SCALAR_MEMORY = ("s_load", "s_buffer", "s_store", "s_atomic")
 
 
 @dataclass
@@ -63,9 +67,9 @@ def kind_of(mnemonic: str) -> int:
     """Which counters an instruction raises."""
     if mnemonic.startswith("flat_"):
         return VMEM | LDS | FLAT
-    if mnemonic.startswith(("global_", "scratch_", "buffer_load", "buffer_store", "buffer_atomic")):
+    if mnemonic.startswith(VECTOR_MEMORY):
         return VMEM
-    if mnemonic.startswith(("s_load", "s_buffer_load")):
+    if mnemonic.startswith(SCALAR_MEMORY):
         return SMEM
     return LDS if mnemonic.startswith("ds_") else 0
 

@@ -7,11 +7,14 @@ from hip_engine.gfx942.memory import Memory
 FAULTS = {
     layout.FAULT_GLOBAL_LOAD: "load from global memory",
     layout.FAULT_GLOBAL_STORE: "store to global memory",
+    layout.FAULT_GLOBAL_ATOMIC: "atomic on global memory",
     layout.FAULT_LDS: "access to LDS",
     layout.FAULT_SCRATCH: "access to scratch",
     layout.FAULT_JUMP: "jump to an address that is no code",
     layout.FAULT_TRAP: "trap instruction",
     layout.FAULT_DESCRIPTOR: "swizzled or add-tid buffer descriptor, not implemented,",
+    layout.FAULT_INDEX: "register index past the end of its file,",
+    layout.FAULT_FORMAT: "buffer format that is refused (10 and 11 bit fields, mixed widths),",
     layout.FAULT_ROUNDING: "f32 and f64 set to round differently, not implemented,",
 }
 FINDINGS = {
@@ -22,12 +25,7 @@ FINDINGS = {
     layout.FAULT_WAITCNT: ("waitcnt", "register used before the s_waitcnt that delivers it"),
 }
 SCALAR_FLAG = 0x10000
-IN_MEMORY = (
-    layout.FAULT_GLOBAL_LOAD,
-    layout.FAULT_GLOBAL_STORE,
-    layout.FAULT_RACE,
-    layout.FAULT_MISALIGNED,
-)
+IN_MEMORY = (layout.FAULT_GLOBAL_LOAD, layout.FAULT_GLOBAL_STORE, layout.FAULT_GLOBAL_ATOMIC)
 
 
 def subject(kind: int, address: int) -> str:
@@ -54,9 +52,8 @@ def fault_error(kernel, outcome, memory: Memory, budget: int) -> DeviceFault:
         what = f"{name}: {words} {subject(kind, address)}".rstrip()
     else:
         what = f"{FAULTS[kind]} at 0x{address:x}"
-    in_memory = (layout.FAULT_GLOBAL_LOAD, layout.FAULT_GLOBAL_STORE)
     if outcome.status != layout.RUNAWAY and (
-        kind in in_memory
+        kind in IN_MEMORY
         or (kind in (layout.FAULT_RACE, layout.FAULT_MISALIGNED) and address >> 32)
     ):
         what += f", {memory.nearest(address)}"

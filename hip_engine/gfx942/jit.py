@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -21,6 +22,11 @@ from hip_engine.toolchain import cache_dir, find_compiler, run, write_atomically
 
 HERE = Path(__file__).resolve().parent
 VERSIONS_KEPT = 4
+# Modules that decide a kernel's object code; nothing else may start a new cache.
+TRANSLATOR = (
+    *("code_object", "disassembly", "effects", "emit", "flow", "jit", "layout", "translate"),
+    *("wave", "isa/*"),
+)
 RUNTIME_FLAGS = ("-O3", "-march=native", "-ffreestanding", "-fPIC", "-ffp-contract=off", "-Wall")
 
 
@@ -37,13 +43,18 @@ def target_machine() -> llvm.TargetMachine:
 @functools.cache
 def fingerprint() -> bytes:
     """Digest of everything but the kernel that decides its object code."""
-    digest = hashlib.sha256()
-    for path in sorted([*HERE.glob("*.py"), *HERE.glob("isa/*.py"), *HERE.glob("*.[ch]")]):
-        digest.update(path.read_bytes())
+    digest = _digest(path for name in TRANSLATOR for path in HERE.glob(f"{name}.py"))
     digest.update(llvm.get_host_cpu_name().encode())
     digest.update(llvm.get_host_cpu_features().flatten().encode())
     digest.update(importlib.metadata.version("llvmlite").encode())
     return digest.digest()
+
+
+def _digest(paths: Iterable[Path]):
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest
 
 
 def cache() -> Path:
@@ -79,8 +90,9 @@ class LoadedObject:
 def runtime() -> LoadedObject:
     """The C runtime, compiled once a machine; its functions become visible to translated code."""
     compiler, version = find_compiler()
-    key = hashlib.sha256(version.encode()).hexdigest()
-    path = cache() / f"runtime-{key}.o"
+    key = _digest(HERE.glob("*.[ch]"))
+    key.update(version.encode())
+    path = cache() / f"runtime-{key.hexdigest()}.o"
     if not path.exists():
         write_atomically(path, _compile_runtime(compiler))
     loaded = LoadedObject(path.read_bytes())

@@ -3,25 +3,7 @@
 
 #pragma once
 
-#include "sanitize.h"
-
-static int find_range(const Memory* m, u64 address, u64 size, Range* out) {
-  u64 low = 0, high = m->count;
-  while (low < high) {
-    u64 middle = (low + high) / 2;
-    if (m->begin[middle] <= address)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  if (!low || size > m->end[low - 1] - m->begin[low - 1] ||
-      address > m->end[low - 1] - size)
-    return 0;
-  out->begin = m->begin[low - 1];
-  out->end = m->end[low - 1];
-  out->index = low - 1;
-  return 1;
-}
+#include "counters.h"
 
 // Lane addresses of an access, each checked against the live allocations.
 static i32 resolve(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, u32 kind, u64* a) {
@@ -50,86 +32,8 @@ static i32 resolve(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, u32
   return 0;
 }
 
-// 128-byte lines that the active lanes touch. Lanes mostly walk upward through memory, so a line
-// is new unless it was seen: only a step back needs the table of lines seen.
-static u64 distinct_lines(Counters* c, const u64* a, u64 exec, u64 size) {
-  u64 count = 0, last = 0, high = 0;
-  int monotone = 1;
-  FOR_ACTIVE(i, exec) {
-    const u64 begin = a[i] / 128, end = (a[i] + size - 1) / 128;
-    monotone &= begin >= last;
-    last = begin;
-    count += (begin > high) + (end > high && end > begin);
-    high = end > high ? end : high;
-  }
-  if (monotone) return count;
-  const u64 stamp = ++c->stamp;
-  count = 0;
-  FOR_ACTIVE(i, exec)
-    for (u64 line = a[i] / 128; line <= (a[i] + size - 1) / 128; line++) {
-      u32 slot = (u32)(line * 0x9e3779b97f4a7c15u >> 56);
-      while (c->seen[slot][0] == stamp && c->seen[slot][1] != line) slot = (slot + 1) % 256;
-      count += c->seen[slot][0] != stamp;
-      c->seen[slot][0] = stamp, c->seen[slot][1] = line;
-    }
-  return count;
-}
-
-static void count_access(Wave* w, u32 site, const u64* a, u64 size, int store) {
-  Counters* c = w->counters;
-  const u64 exec = exec_of(w), bytes = size * __builtin_popcountll(exec);
-  if (store)
-    c->stores++, c->store_bytes += bytes;
-  else
-    c->loads++, c->load_bytes += bytes, c->load_wide_bytes += size == 16 ? bytes : 0;
-  Range own = w->recent[site % RECENT];
-  u64 different = ~exec, outside = 0;
-  for (int i = 0; i < LANES; i++) {
-    different |= a[i] ^ (a[0] + i * size);
-    outside |= (a[i] - own.begin >= own.end - own.begin) & (exec >> i);
-  }
-  if (!store)
-    c->load_lines += different ? distinct_lines(c, a, exec, size)
-                               : (a[0] + LANES * size - 1) / 128 - a[0] / 128 + 1;
-  if (!(outside & 1)) {
-    c->by_buffer[own.index][store] += bytes;
-    return;
-  }
-  FOR_ACTIVE(i, exec) {
-    if (a[i] - own.begin >= own.end - own.begin) find_range(w->memory, a[i], size, &own);
-    c->by_buffer[own.index][store] += size;
-  }
-}
-
-// Passes of an LDS access: 32 banks of 4 bytes, half a wave at a time (dword by dword for wider
-// elements); a pass serves one address a bank.
-static void count_lds(Wave* w, const u64* a, u64 size) {
-  const u64 exec = exec_of(w), words = (size + 3) / 4;
-  u64 apart = ~exec, together = ~exec;
-  for (int i = 0; i < LANES; i++) {
-    apart |= a[i] ^ (a[0] + 4 * i);
-    together |= a[i] ^ a[0];
-  }
-  w->counters->lds_accesses++;
-  if ((!apart && words == 1) || !together) {
-    w->counters->lds_passes += 2 * words;
-    return;
-  }
-  for (u64 word = 0; word < words; word++)
-    for (int half = 0; half < 2; half++) {
-      u64 first[32], most = 0;
-      u32 uses[32] = {0};
-      FOR_ACTIVE(i, exec & (half ? 0xffffffff00000000u : 0xffffffffu)) {
-        const u64 dword = (a[i] - (u64)w->lds) / 4 + word;
-        const u32 bank = dword % 32;
-        if (!uses[bank] || first[bank] != dword) uses[bank]++, first[bank] = dword;
-        most = uses[bank] > most ? uses[bank] : most;
-      }
-      w->counters->lds_passes += most;
-    }
-}
-
-static void log_access(Wave* w, const u64* a, u64 exec, u64 size, u8 mark) {
+static void log_access(Wave* w, const u64* a, u64 exec, u64 size, u32 kind) {
+  const u8 mark = (kind != GLOBAL_STORE ? READ_BIT : 0) | (kind != GLOBAL_LOAD ? WRITTEN_BIT : 0);
   FOR_ACTIVE(i, exec)
     for (u64 b = 0; b < size; b++) *(u8*)(a[i] + b + w->memory->shadow) |= mark;
 }
@@ -160,19 +64,25 @@ typedef struct {
   u64 a[LANES];  // host addresses
 } Lanes;
 
+#define FOUR(i) 4 * (i), 4 * (i) + 4, 4 * (i) + 8, 4 * (i) + 12
+#define SIXTEEN(i) FOUR(i), FOUR((i) + 4), FOUR((i) + 8), FOUR((i) + 12)
+static const u32 kFourBytesALane[LANES] = {SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48)};
+
 static i32 global_lanes(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, u32 kind,
                         Lanes* lanes) {
   if (resolve(w, site, row, wide, base, size, kind, lanes->a)) return 1;
   if (__builtin_expect(w->memory->watch, 0))
-    log_access(w, lanes->a, exec_of(w), size, kind == GLOBAL_LOAD ? READ_BIT : WRITTEN_BIT);
+    log_access(w, lanes->a, exec_of(w), size, kind);
   if (__builtin_expect(w->counters != 0, 0))
-    count_access(w, site, lanes->a, size, kind != GLOBAL_LOAD);
+    count_access(w, site, lanes->a, exec_of(w), size, kind);
   return 0;
 }
 
+// Row -1: four bytes a lane from M0 on (add-tid addressing, and loads straight to LDS).
 static i32 lds_lanes(Wave* w, u32 site, i32 row, u32 base, u64 size, Lanes* lanes) {
   const u64 exec = exec_of(w);
-  const u32* address = w->v[row];
+  const u32* address = row < 0 ? kFourBytesALane : w->v[row];
+  if (row < 0) base += w->s[124] & 0xffff;
   u64 outside = 0;
   for (int i = 0; i < LANES; i++) {
     const u64 at = (u32)(address[i] + base);  // 32-bit: the base may be negative
@@ -242,26 +152,25 @@ static i32 buffer_lanes(Wave* w, u32 site, i32 row, u32 flags, u32 descriptor, u
   const u64 base = (d[0] | (u64)d[1] << 32) & 0xffffffffffffu;
   const u32 stride = d[1] >> 16 & 0x3fff, records = d[2];
   Range* range = &w->recent[site % RECENT];
+  u64 inside = 0;
   if (d[1] >> 31 || d[3] >> 23 & 1) return fault(w, site, 0, base, BAD_DESCRIPTOR);
   FOR_ACTIVE(i, exec_of(w)) {
     const u32 index = flags & 2 ? w->v[row][i] : 0;
     const u32 voffset = flags & 1 ? w->v[row + (flags & 2 ? 1 : 0)][i] : 0;
     const u64 at = (u64)stride * index + voffset + offset;
     const int outside = stride && (flags & 2) ? index >= records : at + size > records;
-    if (outside) {
-      lanes->a[i] = (u64)(kind == GLOBAL_LOAD ? kZeros : sink);
-      continue;
-    }
-    lanes->a[i] = base + at;
+    lanes->a[i] = outside ? (u64)(kind == GLOBAL_LOAD ? kZeros : sink) : base + at;
+    if (outside) continue;
+    inside |= bit(i);
     if (lanes->a[i] - range->begin >= range->end - range->begin ||
         range->end - lanes->a[i] < size)
       if (!find_range(w->memory, lanes->a[i], size, range))
         return fault(w, site, i, lanes->a[i], kind);
-    if (w->memory->watch)
-      for (u64 b = 0; b < size; b++)
-        *(u8*)(lanes->a[i] + b + w->memory->shadow) |=
-            kind == GLOBAL_LOAD ? READ_BIT : WRITTEN_BIT;
   }
+  if (__builtin_expect(w->memory->watch, 0))
+    log_access(w, lanes->a, inside, size, kind);
+  if (__builtin_expect(w->counters != 0, 0))
+    count_access(w, site, lanes->a, inside, size, kind);
   return 0;
 }
 
@@ -384,60 +293,3 @@ ACCESSES(buffer, BUFFER_PARAMETERS, BUFFER_LANES)
   }
 LOAD2(32, 1)
 LOAD2(64, 2)
-
-i32 scalar_load(Wave* w, u32 site, u64 address, u32 dst, u32 dwords) {
-  Range* range = &w->recent[site % RECENT];
-  const u64 size = 4 * (u64)dwords;
-  if (address & 3 && w->observer && (w->observer->checks & CHECK_MEMORY))
-    return fault(w, site, 0, address, MISALIGNED);
-  address &= ~(u64)3;  // as the hardware does
-  if (range->end - range->begin < size || address - range->begin > range->end - range->begin - size)
-    if (!find_range(w->memory, address, size, range))
-      return fault(w, site, 0, address, GLOBAL_LOAD);
-  for (u32 j = 0; j < dwords; j++) w->s[dst + j] = PEEK(u32, address + 4 * j);
-  if (__builtin_expect(w->observer != 0, 0)) scalar_defined(w, address, size, dst);
-  if (__builtin_expect(w->memory->watch, 0))
-    for (u64 b = 0; b < size; b++) *(u8*)(address + b + w->memory->shadow) |= READ_BIT;
-  return 0;
-}
-
-i32 scalar_buffer_load(Wave* w, u32 site, u32 descriptor, u32 offset, u32 dst, u32 dwords) {
-  const u32 d[4] = {w->s[descriptor], w->s[descriptor + 1], w->s[descriptor + 2],
-                    w->s[descriptor + 3]};
-  const u64 base = (d[0] | (u64)d[1] << 32) & 0xffffffffffffu;
-  const u32 stride = d[1] >> 16 & 0x3fff;
-  const u64 bytes = stride ? (u64)stride * d[2] : d[2];
-  offset &= ~3u;
-  for (u32 j = 0; j < dwords; j++) {
-    const u64 at = offset + 4 * (u64)j;
-    w->s[dst + j] = 0;
-    if (at + 4 <= bytes && scalar_load(w, site, base + at, dst + j, 1)) return 1;
-  }
-  return 0;
-}
-
-// Loads straight to LDS at M0 + offset + 4 * lane.
-static i32 to_lds(Wave* w, u32 site, const Lanes* lanes, u32 offset) {
-  const u64 exec = exec_of(w);
-  FOR_ACTIVE(i, exec) {
-    const u64 at = (w->s[124] & 0xffff) + offset + 4 * i;
-    if (at + 4 > w->lds_bytes) return fault(w, site, i, at, LDS_ACCESS);
-    *(u32*)(w->lds + at) = PEEK(u32, lanes->a[i]);
-    if (w->observer && (w->observer->checks & CHECK_INIT))
-      for (int b = 0; b < 4; b++) w->observer->lds_defined[at + b] = 1;
-  }
-  return 0;
-}
-
-i32 global_to_lds(Wave* w, u32 site, i32 row, i32 wide, u64 base, u32 offset) {
-  Lanes lanes;
-  if (global_lanes(w, site, row, wide, base, 4, GLOBAL_LOAD, &lanes)) return 1;
-  return to_lds(w, site, &lanes, offset);
-}
-
-i32 buffer_to_lds(Wave* w, u32 site, i32 row, u32 flags, u32 descriptor, u32 offset, u32 place) {
-  Lanes lanes;
-  if (buffer_lanes(w, site, row, flags, descriptor, offset, 4, GLOBAL_LOAD, &lanes)) return 1;
-  return to_lds(w, site, &lanes, place);
-}
-

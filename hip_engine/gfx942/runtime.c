@@ -2,7 +2,7 @@
 // workgroups. Freestanding C for the host; every function that can fault returns nonzero then.
 // The state's layout is given by -DOFFSET_* (layout.py) and asserted here.
 
-#include "atomics.h"
+#include "typed.h"
 
 // ---- Lanes ---------------------------------------------------------------------------------
 
@@ -43,6 +43,50 @@ LANE_FUNCTION(exp2, exp2(t))
 LANE_FUNCTION(log2, log2(t))
 LANE_FUNCTION(sin_turns, sin(kTurn*(t - floor(t))))
 LANE_FUNCTION(cos_turns, cos(kTurn*(t - floor(t))))
+
+// 2/pi to 1201 bits, the first worth a half.
+static const u64 kTwoOverPi[] = {
+  0xa2f9836e4e441529, 0xfc2757d1f534ddc0, 0xdb6295993c439041, 0xfe5163abdebbc561,
+  0xb7246e3a424dd2e0, 0x06492eea09d1921c, 0xfe1deb1cb129a73e, 0xe88235f52ebb4484,
+  0xe99c7026b45f7e41, 0x3991d639835339f4, 0x9c845f8bbdf9283b, 0x1ff897ffde05980f,
+  0xef2f118b5a0a6d1f, 0x6d367ecf27cb09b7, 0x4f463f669e5fea2d, 0x7527bac7ebe5f17b,
+  0x3d0739f78a5292ea, 0x6bfb5fb11f8d5d08, 0x56033046fc7b0000,
+};
+enum { TWO_OVER_PI_WORDS = sizeof(kTwoOverPi) / 8 };
+
+static double two_to(i32 n) {  // normal powers only
+  union { u64 u; double f; } x = {(u64)(n + 1023) << 52};
+  return x.f;
+}
+
+// In: first bit and, from bit 16 on, whether the result is scaled by 2^128. Out: the 53 bits there.
+void lanes_two_over_pi(void* lanes) {
+  u32 in[LANES];
+  double* out = lanes;
+  for (int i = 0; i < LANES; i++) in[i] = ((const u32*)lanes)[i];
+  for (int i = 0; i < LANES; i++) {
+    const i32 first = in[i] & 0xffff, word = first / 64, shift = first % 64;
+    const u64 high = word < TWO_OVER_PI_WORDS ? kTwoOverPi[word] : 0;
+    const u64 low = word + 1 < TWO_OVER_PI_WORDS ? kTwoOverPi[word + 1] : 0;
+    const u64 bits = (shift ? high << shift | low >> (64 - shift) : high) >> 11;
+    i32 exponent = -53 - first + (in[i] >> 16 ? 128 : 0);
+    double value = (double)bits;
+    for (; exponent < -1000; exponent += 1000) value *= two_to(-1000);
+    out[i] = value * two_to(exponent);
+  }
+}
+
+// ---- Registers by number -------------------------------------------------------------------
+
+// A register named by an index: it must be there, and is written, if `writes`, from now on.
+i32 indexed_register(Wave* w, u32 site, u32 number, u32 limit, u32 scalar, u32 writes) {
+  if (number >= limit) return fault(w, site, 0, number, BAD_INDEX);
+  Observer* o = w->observer;
+  if (!writes || !o) return 0;
+  if (scalar) o->scalar[number] = 1;
+  else o->defined[number] |= exec_of(w);
+  return 0;
+}
 
 // ---- Rounding ------------------------------------------------------------------------------
 
@@ -109,7 +153,7 @@ u64 observer_bytes(void) { return sizeof(Observer); }
 typedef struct {
   Observer* observers;  // one a wave
   u8* lds_defined;
-  Touch* lds_touched;
+  u64* lds_touched;
 } Sanitizer;
 
 typedef struct {

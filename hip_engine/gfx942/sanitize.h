@@ -11,7 +11,7 @@ enum {  // effects.ROLES
   READS, WRITES, ADDRESS, RESULT, FIRST_LANE, SOME_LANE, LANE_WRITE, WHOLE, WHOLE_WRITE,
   SREADS, SWRITES, SADDRESS, SRESULT, CONDITION
 };
-enum { ROWS = 512, SCALARS = 129, MAX_USES = 24, LDS_LIMIT = 1 << 16 };
+enum { ROWS = 512, MAX_WAVES = 16, SCALARS = 129, MAX_USES = 24, LDS_LIMIT = 1 << 16 };
 
 typedef struct {
   u16 flags;
@@ -24,13 +24,8 @@ typedef struct {
 } Effect;
 _Static_assert(sizeof(Effect) == OFFSET_EFFECT_BYTES, "effects.RECORD");
 
-// Who touched a byte in the current interval between barriers.
-typedef struct {
-  u32 epoch;
-  u8 writer;  // wave + 1; 0 nobody, ATOMIC only atomics
-  u8 pad;
-  u16 readers;  // one bit a wave
-} Touch;
+// Who touched a byte in the current interval between barriers, as one word: the interval (32
+// bits), the wave that wrote it + 1 (8 bits; ATOMIC_WRITER: only atomics), a bit for each reader (16).
 enum { ATOMIC_WRITER = 255 };
 
 typedef struct Observer {
@@ -38,7 +33,7 @@ typedef struct Observer {
   u32 epoch;
   const Effect* effects;
   u8* lds_defined;    // one byte a byte of LDS
-  Touch* lds_touched;
+  u64* lds_touched;
   u64 defined[ROWS];  // lanes of each register that hold a written value
   u8 scalar[SCALARS];
   u32 vm_pending[ROWS], lds_pending[ROWS], scalar_pending[SCALARS];
@@ -153,115 +148,187 @@ i32 observe(Wave* w, u32 site) {
 static inline u8* log_of(const Wave* w, u64 address) {
   return (u8*)(address + w->memory->shadow);
 }
-
-static i32 touch(Wave* w, u32 site, u32 lane, Touch* t, u64 size, u64 address, int how) {
-  const u32 epoch = w->observer->epoch;
-  const u8 me = (u8)(w->wave_index + 1);
-  const u16 bit_of_me = (u16)(1 << (w->wave_index & 15));
-  for (u64 b = 0; b < size; b++) {
-    Touch* at = &t[b];
-    if (at->epoch != epoch) *at = (Touch){epoch, 0, 0, 0};
-    const int others_read = (at->readers & ~bit_of_me) != 0;
-    const int other_wrote = at->writer && at->writer != me;
-    if (how == READ_BIT) {
-      if (other_wrote) return fault(w, site, lane, address + b, RACE);
-      at->readers |= bit_of_me;
-    } else if (how == WRITTEN_BIT) {
-      if (other_wrote || others_read) return fault(w, site, lane, address + b, RACE);
-      at->writer = me;
-    } else {  // atomic
-      if ((other_wrote && at->writer != ATOMIC_WRITER) || others_read)
-        return fault(w, site, lane, address + b, RACE);
-      at->writer = ATOMIC_WRITER;
-    }
-  }
-  return 0;
+static inline int is_lds(const Wave* w, u64 address) {
+  return address - (u64)w->lds < w->lds_bytes;
+}
+// Buffer accesses outside their buffer go to a sink of the runtime, not to device memory.
+static inline int is_device(const Wave* w, u64 address) {
+  return address - w->memory->base < OFFSET_ARENA_BYTES;
+}
+static inline int is_scratch(const Wave* w, u64 address) {
+  return address - (u64)w->scratch < w->scratch_stride * LANES * MAX_WAVES;
+}
+// Address as a report names it: a byte of LDS or of the lane's scratch, or of device memory.
+static u64 reported(const Wave* w, u64 address) {
+  if (is_lds(w, address)) return address - (u64)w->lds;
+  if (is_scratch(w, address)) return (address - (u64)w->scratch) % w->scratch_stride;
+  return address;
 }
 
 enum { ATOMIC_ACCESS = 3 };
 
-static int is_lds(const Wave* w, u64 address) {
-  return address - (u64)w->lds < w->lds_bytes;
-}
-// Buffer accesses outside their buffer go to a sink of the runtime, not to device memory.
-static int is_device(const Wave* w, u64 address) {
-  return address - w->memory->base < OFFSET_ARENA_BYTES;
-}
-static int is_scratch(const Wave* w, u64 address) {
-  return address - (u64)w->scratch < w->scratch_stride * LANES;
+// What a wave may not find in a Touch (as one word), and what it leaves there.
+typedef struct {
+  u64 epoch, me, writer_too, readers, keep, set;
+} TouchRule;
+
+static TouchRule rule_of(const Wave* w, int how) {
+  const u64 me = w->wave_index + 1, mine = (u64)1 << (48 + (w->wave_index & 15));
+  const u64 others = 0xffff000000000000u & ~mine, writer = (u64)0xff << 32;
+  const u64 epoch = w->observer->epoch;
+  if (how == READ_BIT) return (TouchRule){epoch, me, me, 0, ~(u64)0, mine};
+  if (how == WRITTEN_BIT) return (TouchRule){epoch, me, me, others, ~writer, me << 32};
+  const u64 atomic = ATOMIC_WRITER;
+  return (TouchRule){epoch, me, atomic, others, ~writer, atomic << 32};
 }
 
-// Alignment and races of an access whose lanes passed the bounds check. Plain vector accesses may
-// be unaligned on this chip (SH_MEM_CONFIG); atomics may not, and scalar loads drop the low bits.
+// Nonzero if a byte was touched otherwise by another wave since the last barrier; else marks all.
+static inline __attribute__((always_inline)) u64 touch_bytes(u64* t, u64 size, TouchRule rule) {
+  u64 bad = 0, next[16];
+  for (u64 b = 0; b < size; b++) {
+    const u64 seen = (t[b] & 0xffffffffu) == rule.epoch ? t[b] : rule.epoch;
+    const u64 writer = seen >> 32 & 0xff;
+    bad |= (seen & rule.readers) |
+           (u64)((writer != 0) & (writer != rule.me) & (writer != rule.writer_too));
+    next[b] = (seen & rule.keep) | rule.set;
+  }
+  if (bad) return bad;
+  for (u64 b = 0; b < size; b++) t[b] = next[b];
+  return 0;
+}
+
+static u64 touch_sized(u64* t, u64 size, TouchRule rule) {
+  if (size == 4) return touch_bytes(t, 4, rule);
+  if (size == 16) return touch_bytes(t, 16, rule);
+  if (size == 8) return touch_bytes(t, 8, rule);
+  if (size == 2) return touch_bytes(t, 2, rule);
+  return touch_bytes(t, size, rule);
+}
+
+static i32 touch(Wave* w, u32 site, u32 lane, u64* t, u64 size, u64 address, TouchRule rule) {
+  if (!__builtin_expect(touch_sized(t, size, rule) != 0, 0)) return 0;
+  u64 first = 0;
+  while (first + 1 < size && !touch_bytes(t + first, 1, rule)) first++;
+  return fault(w, site, lane, address + first, RACE);
+}
+
+static inline u64* touch_of(const Wave* w, u64 address) {
+  return (u64*)(w->memory->touched + (address - w->memory->base) * sizeof(u64));
+}
+
+// Alignment and races of an access whose lanes passed the bounds check. An atomic needs the
+// alignment of its size; a plain one that of its elements: a dword, or the size if less.
 static i32 sanitize_lanes(Wave* w, u32 site, const u64* a, u64 size, int how) {
   Observer* o = w->observer;
   const u64 exec = exec_of(w);
+  const u64 element = how == ATOMIC_ACCESS || size < 4 ? size : 4;
+  if (o->checks & CHECK_MEMORY) {
+    u64 odd = 0;
+    for (int i = 0; i < LANES; i++) odd |= a[i] & -(exec >> i & 1);
+    if (__builtin_expect(odd & (element - 1), 0)) FOR_ACTIVE(i, exec)
+      if (a[i] % element) return fault(w, site, i, reported(w, a[i]), MISALIGNED);
+  }
+  if (!(o->checks & CHECK_RACE)) return 0;
+  const TouchRule rule = rule_of(w, how);
   FOR_ACTIVE(i, exec) {
-    if ((o->checks & CHECK_MEMORY) && how == ATOMIC_ACCESS && a[i] % size)
-      return fault(w, site, i, is_lds(w, a[i]) ? a[i] - (u64)w->lds : a[i], MISALIGNED);
-    if (!(o->checks & CHECK_RACE) || is_scratch(w, a[i])) continue;
-    if (!is_lds(w, a[i]) && !is_device(w, a[i])) continue;
-    if (is_lds(w, a[i])) {
+    if (is_device(w, a[i])) {
+      if (touch(w, site, i, touch_of(w, a[i]), size, a[i], rule)) return 1;
+    } else if (is_lds(w, a[i])) {
       const u64 at = a[i] - (u64)w->lds;
-      if (touch(w, site, i, o->lds_touched + at, size, at, how)) return 1;
-    } else {
-      Touch* t = (Touch*)(w->memory->touched + (a[i] - w->memory->base) * sizeof(Touch));
-      if (touch(w, site, i, t, size, a[i], how)) return 1;
+      if (touch(w, site, i, o->lds_touched + at, size, at, rule)) return 1;
     }
   }
   return 0;
 }
 
-static u8* defined_bytes(const Wave* w, u64 address, u8* bit_of) {
-  if (is_lds(w, address)) return *bit_of = 1, w->observer->lds_defined + (address - (u64)w->lds);
-  return *bit_of = DEFINED_BIT, log_of(w, address);
+// The marks of bytes that were written, one a byte; null where that is not followed: scratch (and
+// so spills), and what lies outside a buffer.
+static inline u8* marks_of(const Wave* w, u64 address) {
+  if (is_device(w, address)) return log_of(w, address);
+  if (is_lds(w, address)) return w->observer->lds_defined + (address - (u64)w->lds);
+  return 0;
 }
 
-// Loaded lanes are defined if every byte of them was.
+typedef struct { u32 x; } __attribute__((packed)) Marks4;
+enum { DEFINED4 = 0x01010101 * DEFINED_BIT };
+
+static inline int all_defined(const u8* marks, u64 size) {
+  if (size == 4) return (((const Marks4*)marks)->x & DEFINED4) == DEFINED4;
+  u8 all = DEFINED_BIT;
+  for (u64 b = 0; b < size; b++) all &= marks[b];
+  return all != 0;
+}
+
+static void mark(u8* marks, u64 size, int fine) {
+  if (size == 4) {
+    const u32 rest = ((Marks4*)marks)->x & ~(u32)DEFINED4;
+    ((Marks4*)marks)->x = fine ? rest | DEFINED4 : rest;
+    return;
+  }
+  for (u64 b = 0; b < size; b++)
+    marks[b] = fine ? marks[b] | DEFINED_BIT : marks[b] & (u8)~DEFINED_BIT;
+}
+
+static void define_bytes(Wave* w, u64 address, u64 size, int fine) {
+  u8* marks = marks_of(w, address);
+  if (marks) mark(marks, size, fine);
+}
+
+// Lanes whose bytes were all written.
+static u64 defined_lanes(const Wave* w, const u64* a, u64 size) {
+  u64 good = 0;
+  FOR_ACTIVE(i, exec_of(w)) {
+    const u8* marks = marks_of(w, a[i]);
+    if (!marks || all_defined(marks, size)) good |= bit(i);
+  }
+  return good;
+}
+
+// Loaded lanes are defined if every byte of them was; `keeps`: the other half of a register stays.
 static void note_load(Wave* w, const u64* a, u64 size, i32 dst, int dwords, int keeps) {
   Observer* o = w->observer;
   if (!(o->checks & CHECK_INIT)) return;
-  const u64 exec = exec_of(w);
-  const u64 each = size / dwords ? size / dwords : size;
-  for (int j = 0; j < dwords; j++) {
-    u64 good = 0;
-    FOR_ACTIVE(i, exec) {
-      u8 mark = 0;
-      int fine = 1;
-      if (is_scratch(w, a[i]) || (!is_lds(w, a[i]) && !is_device(w, a[i]))) {
-        good |= bit(i);  // spills, whose definedness is not followed, and zeros
-        continue;
-      }
-      const u8* d = defined_bytes(w, a[i] + j * each, &mark);
-      for (u64 b = 0; b < each; b++) fine &= (d[b] & mark) != 0;
-      if (fine) good |= bit(i);
-    }
-    o->defined[dst + j] = (o->defined[dst + j] & ~exec) | (keeps ? exec : good);
-    if (keeps) o->defined[dst + j] &= good | ~exec;
+  const u64 exec = exec_of(w), each = size / dwords;
+  u64 good[4] = {0};
+  FOR_ACTIVE(i, exec) {
+    const u8* marks = marks_of(w, a[i]);
+    for (int j = 0; j < dwords; j++)
+      if (!marks || all_defined(marks + j * each, each)) good[j] |= bit(i);
   }
+  for (int j = 0; j < dwords; j++)
+    o->defined[dst + j] = (o->defined[dst + j] & ~exec) | (keeps ? o->defined[dst + j] & good[j] : good[j]);
+}
+
+// A typed load makes registers of whole elements.
+static void note_typed_load(Wave* w, const u64* a, u64 size, i32 dst, int registers) {
+  Observer* o = w->observer;
+  if (!(o->checks & CHECK_INIT)) return;
+  const u64 exec = exec_of(w), good = defined_lanes(w, a, size);
+  for (int j = 0; j < registers; j++) o->defined[dst + j] = (o->defined[dst + j] & ~exec) | good;
 }
 
 static void note_store(Wave* w, const u64* a, u64 size, i32 src, int dwords) {
   Observer* o = w->observer;
   if (!(o->checks & CHECK_INIT)) return;
-  const u64 exec = exec_of(w), each = size / dwords ? size / dwords : size;
-  FOR_ACTIVE(i, exec) {
-    if (is_scratch(w, a[i]) || (!is_lds(w, a[i]) && !is_device(w, a[i]))) continue;
-    for (int j = 0; j < dwords; j++) {
-      u8 mark = 0;
-      u8* d = defined_bytes(w, a[i] + j * each, &mark);
-      const int fine = o->defined[src + j] >> i & 1;
-      for (u64 b = 0; b < each; b++) d[b] = fine ? d[b] | mark : d[b] & (u8)~mark;
-    }
+  const u64 each = size / dwords;
+  FOR_ACTIVE(i, exec_of(w)) {
+    u8* marks = marks_of(w, a[i]);
+    if (!marks) continue;
+    for (int j = 0; j < dwords; j++) mark(marks + j * each, each, o->defined[src + j] >> i & 1);
   }
 }
 
-static i32 scalar_defined(Wave* w, u64 address, u64 size, u32 dst) {
+static void scalar_defined(Wave* w, u64 address, u64 size, u32 dst) {
   Observer* o = w->observer;
-  if (!(o->checks & CHECK_INIT)) return 0;
-  for (u64 b = 0; b < size; b++)
-    if (dst + b / 4 < SCALARS) o->scalar[dst + b / 4] &= (*log_of(w, address + b) & DEFINED_BIT) != 0;
-  return 0;
+  if (!(o->checks & CHECK_INIT)) return;
+  for (u64 b = 0; b < size; b += 4)
+    if (dst + b / 4 < SCALARS) o->scalar[dst + b / 4] &= all_defined(log_of(w, address + b), 4);
+}
+
+static void scalar_noted(Wave* w, u64 address, u64 size, u32 src) {
+  Observer* o = w->observer;
+  if (!(o->checks & CHECK_INIT)) return;
+  for (u64 b = 0; b < size; b += 4) mark(log_of(w, address + b), 4, o->scalar[src + b / 4]);
 }
 
 static void observe_start(Wave* w, u32 user_sgprs) {

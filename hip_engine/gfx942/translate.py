@@ -15,25 +15,21 @@ from hip_engine.gfx942.code_object import CodeObject, KernelDescriptor
 from hip_engine.gfx942.disassembly import Instruction
 from hip_engine.gfx942.effects import SCC_INDEX, VMEM, Effects, kind_of, wait_counts
 from hip_engine.gfx942.emit import Value
+from hip_engine.gfx942.flow import (
+    INDIRECT,
+    Block,
+    ends_block,
+    leaders,
+    pieces_of,
+    reachable,
+    split,
+    unsupported,
+)
 from hip_engine.gfx942.isa import OPCODES, instruction_class
+from hip_engine.gfx942.isa.refused import refusal
 from hip_engine.gfx942.wave import EXEC, VCC, Wave
 
-BLOCK_INSTRUCTIONS = 64
 KEEP_SUBNORMALS = 0xF
-PIECE_INSTRUCTIONS = 128
-
-ENDS = {"s_endpgm", "s_endpgm_saved", "s_trap"}
-INDIRECT = {"s_setpc_b64", "s_swappc_b64"}
-CONTROL = {"s_barrier", "s_getpc_b64", "s_call_b64", "s_branch", *ENDS, *INDIRECT}
-
-
-@dataclass(frozen=True)
-class Block:
-    """Straight-line code; `address` is the virtual address of its first instruction."""
-
-    index: int
-    address: int
-    instructions: tuple[Instruction, ...]
 
 
 @dataclass(frozen=True)
@@ -59,14 +55,6 @@ class Site(NamedTuple):
     effects: Effects
 
 
-def is_branch(inst: Instruction) -> bool:
-    return inst.mnemonic.startswith("s_cbranch") or inst.mnemonic == "s_branch"
-
-
-def ends_block(inst: Instruction) -> bool:
-    return is_branch(inst) or inst.mnemonic in CONTROL - {"s_getpc_b64"}
-
-
 def translate(
     code: CodeObject,
     kernel: KernelDescriptor,
@@ -82,8 +70,8 @@ def translate(
       UnsupportedInstruction: an opcode or an operand that is not implemented, with the kernel,
         the offset and the text.
     """
-    reached = _reachable(code, kernel, instructions)
-    blocks = _blocks(reached, _leaders(code, kernel, reached))
+    reached = reachable(code, kernel, instructions)
+    blocks = split(reached, leaders(code, kernel, reached))
     by_address = {block.address: block.index for block in blocks}
     sets_mode = any(i.mnemonic.startswith("s_setreg") for i in reached)
     flushes = sets_mode or kernel.float_mode >> 4 != KEEP_SUBNORMALS
@@ -91,7 +79,7 @@ def translate(
     functions: list[str] = []
     pieces: list[str] = []
     declared: dict[str, str] = {}
-    for number, group in enumerate(_groups(blocks)):
+    for number, group in enumerate(pieces_of(blocks)):
         function = f"{name}_{number}"
         w = Wave(observed)
         w.dynamic_mode = flushes
@@ -121,15 +109,13 @@ def survey(
     Raises:
       UnsupportedInstruction: control leaves the code section.
     """
-    reached = _reachable(code, kernel, instructions)
+    reached = reachable(code, kernel, instructions)
     refused = []
     w = Wave()
     for inst in reached:
         try:
             if inst.mnemonic.startswith("s_cbranch") and inst.mnemonic not in CONDITIONS:
-                raise _unsupported(
-                    kernel, inst.address, "this branch is not implemented", inst.text
-                )
+                raise unsupported(kernel, inst.address, "this branch is not implemented", inst.text)
             if not ends_block(inst):
                 w.begin_block()
                 _instruction(w, inst, kernel, [])
@@ -139,94 +125,6 @@ def survey(
 
 
 _PROFILE = '!0 = !{!"branch_weights", i32 1, i32 1000000}\n'
-
-
-def _reachable(code: CodeObject, kernel: KernelDescriptor, instructions) -> list[Instruction]:
-    """Instructions reachable from the entry, indirect jumps included.
-
-    A jump through registers may go to any function whose address the code reached so far forms
-    relative to the program counter, or that a relocation names; if none is found, to all of them.
-    """
-    index = {inst.address: n for n, inst in enumerate(instructions)}
-    devices = {a for n, (a, _) in code.functions.items() if n not in code.kernels}
-    seen: set[int] = set()
-    work, mentioned = [kernel.entry], {value for _, _, value in code.relocations} & devices
-    indirect = False
-    while work:
-        address = work.pop()
-        while address not in seen:
-            if address not in index:
-                raise _unsupported(kernel, address, "control leaves the code section")
-            seen.add(address)
-            at = index[address]
-            inst = instructions[at]
-            if inst.target is not None:
-                work.append(inst.target)
-            if inst.mnemonic == "s_getpc_b64":
-                mentioned |= _relative_address(instructions[at : at + 6]) & devices
-            indirect |= inst.mnemonic in INDIRECT
-            if inst.mnemonic in ENDS or inst.mnemonic in ("s_branch", "s_setpc_b64"):
-                break
-            address += inst.size
-        if indirect and not work:
-            work = sorted((mentioned or devices) - seen)
-    return [instructions[index[a]] for a in sorted(seen)]
-
-
-def _relative_address(window: list[Instruction]) -> set[int]:
-    """The address that `s_getpc_b64` and the `s_add_u32` of a literal after it make, if they do."""
-    getpc, *after = window
-    low = getpc.operands[0].index
-    for inst in after:
-        if inst.mnemonic == "s_add_u32" and inst.operands[0].index == low:
-            literal = inst.operands[2]
-            if inst.operands[1].index == low and literal.kind == "int":
-                return {(getpc.address + getpc.size + int(literal.value)) & 0xFFFFFFFF}
-    return set()
-
-
-def _leaders(code: CodeObject, kernel: KernelDescriptor, reached: list[Instruction]) -> set[int]:
-    leaders = {kernel.entry} | {a for a, _ in code.functions.values()}
-    for inst in reached:
-        if inst.target is not None:
-            leaders.add(inst.target)
-        if ends_block(inst):
-            leaders.add(inst.address + inst.size)
-    return leaders
-
-
-def _blocks(reached: list[Instruction], leaders: set[int]) -> list[Block]:
-    blocks: list[Block] = []
-    current: list[Instruction] = []
-    indexed = False
-
-    def close() -> None:
-        if current:
-            blocks.append(Block(len(blocks), current[0].address, tuple(current)))
-            current.clear()
-
-    for inst in reached:
-        gap = current and current[-1].address + current[-1].size != inst.address
-        full = len(current) >= BLOCK_INSTRUCTIONS and not indexed
-        if inst.address in leaders or gap or full:
-            close()
-        current.append(inst)
-        if inst.mnemonic.startswith("s_set_gpr_idx_o"):  # on ... off stay in one block
-            indexed = inst.mnemonic == "s_set_gpr_idx_on"
-    close()
-    return blocks
-
-
-def _groups(blocks: list[Block]) -> list[list[Block]]:
-    groups: list[list[Block]] = []
-    count = PIECE_INSTRUCTIONS
-    for block in blocks:
-        count += len(block.instructions)
-        if count > PIECE_INSTRUCTIONS or not groups:
-            groups.append([])
-            count = len(block.instructions)
-        groups[-1].append(block)
-    return groups
 
 
 def _piece(w, function, group, by_address, kernel, sites) -> None:
@@ -320,18 +218,15 @@ def _instruction(w: Wave, inst: Instruction, kernel, sites) -> None:
             _getpc(w, inst)
             return
         if emitter is None:
-            raise UnsupportedInstruction("this opcode is not implemented")
+            raise UnsupportedInstruction(refusal(inst.base) or "this opcode is not implemented")
+        if w.indexed and inst.base.startswith("v_") and inst.base != "v_mov_b32":
+            raise UnsupportedInstruction("register indexing of anything but v_mov_b32")
         emitter(w, inst)
     except UnsupportedInstruction as error:
-        raise _unsupported(kernel, inst.address, str(error), inst.text) from error
+        raise unsupported(kernel, inst.address, str(error), inst.text) from error
     except (AssertionError, IndexError, KeyError, ValueError, TypeError, StopIteration) as error:
         reason = f"operands not understood ({type(error).__name__}: {error})"
-        raise _unsupported(kernel, inst.address, reason, inst.text) from error
-
-
-def _unsupported(kernel, address: int, why: str, text: str = "") -> UnsupportedInstruction:
-    where = f"kernel {kernel.symbol} at offset {address - kernel.entry:#x}"
-    return UnsupportedInstruction(f"{where}: {text + ': ' if text else ''}{why}")
+        raise unsupported(kernel, inst.address, reason, inst.text) from error
 
 
 def _getpc(w: Wave, inst: Instruction) -> None:
@@ -345,6 +240,8 @@ def _terminate(w, block: Block, by_address, kernel, sites, goto) -> list[int]:
     inst = block.instructions[-1]
     after = inst.address + inst.size
     name = inst.mnemonic
+    if w.indexed and name != "s_set_gpr_idx_off":
+        raise unsupported(kernel, inst.address, "register indexing that outlasts its block")
     if not ends_block(inst):
         _instruction(w, inst, kernel, sites)
         return _jump(w, [by_address[after]], goto)
@@ -396,10 +293,25 @@ CONDITIONS = {
     "s_cbranch_execnz": (EXEC, "ne"),
 }
 
+# Debug conditions, which are 0 where no debugger set them.
+NEVER_TAKEN = {
+    "s_cbranch_cdbguser",
+    "s_cbranch_cdbgsys",
+    "s_cbranch_cdbgsys_or_user",
+    "s_cbranch_cdbgsys_and_user",
+}
+
+
+def _require_branch(inst: Instruction, kernel) -> None:
+    if inst.mnemonic not in CONDITIONS and inst.mnemonic not in NEVER_TAKEN:
+        why = refusal(inst.mnemonic) or "this branch is not implemented"
+        raise unsupported(kernel, inst.address, why, inst.text)
+
 
 def _conditional(w: Wave, inst: Instruction, by_address, kernel, goto) -> list[int]:
-    if inst.mnemonic not in CONDITIONS:
-        raise _unsupported(kernel, inst.address, "this branch is not implemented", inst.text)
+    _require_branch(inst, kernel)
+    if inst.mnemonic in NEVER_TAKEN:
+        return _jump(w, [by_address[inst.address + inst.size]], goto)
     register, predicate = CONDITIONS[inst.mnemonic]
     if register is None:
         w.effects.add("condition", SCC_INDEX, 1)

@@ -1,5 +1,6 @@
 """Lists the gfx942 opcodes that run here: tested against an independent statement of their
-meaning, implemented only, or missing (refused by name when a kernel that needs one is loaded).
+meaning, implemented only, or missing (refused by name, with the reason, when a kernel that needs
+one is loaded).
 
   python -m hip_engine.gfx942 isa                  the table, and the opcodes not tested or missing
   python -m hip_engine.gfx942 isa --family='ds_*'  every opcode of a family with its state
@@ -13,11 +14,13 @@ import fnmatch
 import json
 from collections import Counter
 from dataclasses import asdict
+from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 
 from hip_engine.gfx942.coverage import coverage
+from hip_engine.gfx942.isa.refused import refusal
 
 STATES = ("tested", "untested", "missing")
 # Families by prefix, first match wins.
@@ -39,18 +42,21 @@ FAMILIES = (
     ("flat_", "flat memory"),
     ("scratch_", "scratch memory"),
     ("buffer_", "buffer memory"),
+    ("tbuffer_", "buffer memory"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", metavar="PATTERN", help="list opcodes, for example 'v_cvt_*'")
-    parser.add_argument("--json", action="store_true", help="the three lists as JSON")
+    parser.add_argument("--json", action="store_true", help="the lists, with reasons, as JSON")
 
 
 def main(options: argparse.Namespace) -> int:
     found = coverage()
     if options.json:
-        print(json.dumps(asdict(found), indent=1))
+        print(
+            json.dumps({**asdict(found), "why": {n: refusal(n) for n in found.missing}}, indent=1)
+        )
         return 0
     console = Console()
     if options.family:
@@ -59,8 +65,10 @@ def main(options: argparse.Namespace) -> int:
                 console.print(f"{name:40} {state}", highlight=False)
         return 0
     console.print(_table(found))
-    for state in ("untested", "missing"):
-        console.print(f"\n{state}: {', '.join(getattr(found, state))}", highlight=False)
+    if found.untested:
+        console.print(f"\nuntested: {', '.join(found.untested)}", highlight=False)
+    for why, names in groupby(sorted(found.missing, key=refusal), key=refusal):
+        console.print(f"\nmissing, {why}: {', '.join(names)}", highlight=False)
     return 0
 
 

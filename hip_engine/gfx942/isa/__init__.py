@@ -4,10 +4,12 @@ from hip_engine.gfx942.isa import (  # noqa: F401
     buffer,
     indexed,
     lanes,
+    lds,
     memory_ops,
     mfma,
     scalar,
     scalar_compare,
+    scalar_memory,
     scalar_registers,
     vector_compare,
     vector_convert,
@@ -15,6 +17,7 @@ from hip_engine.gfx942.isa import (  # noqa: F401
     vector_dot,
     vector_float,
     vector_integer,
+    vector_media,
 )
 from hip_engine.gfx942.isa.table import OPCODES, instruction_class
 

@@ -1,15 +1,25 @@
 """MUBUF: buffer loads, stores and atomics through a descriptor in four SGPRs.
 
 Address = base + soffset + offset + voffset + stride * index; what lies outside the buffer reads 0
-and is not written. Swizzled and typed (format) buffers are refused by name.
+and is not written. Swizzled buffers are refused by name. Typed (format) accesses convert between
+registers and the formats of 8, 16 and 32 bits a component.
 """
+
+import re
 
 from hip_engine.gfx942.disassembly import Instruction, Operand
 from hip_engine.gfx942.emit import Value
 from hip_engine.gfx942.isa.lanes import row_index
-from hip_engine.gfx942.isa.memory_ops import ATOMICS, LDS_ONLY, LOADS, SCALAR_DWORDS, STORES
+from hip_engine.gfx942.isa.memory_ops import (
+    ATOMICS,
+    LDS_ONLY,
+    LOADS,
+    STORES,
+    global_address,
+    scratch_address,
+)
 from hip_engine.gfx942.isa.table import opcode
-from hip_engine.gfx942.wave import Wave
+from hip_engine.gfx942.wave import M0, Wave
 
 OFFEN, IDXEN = 1, 2
 
@@ -27,10 +37,10 @@ def _address(w: Wave, inst: Instruction, operands: list[Operand]) -> list[Value]
 def _load(name: str):
     def emit(w: Wave, inst: Instruction) -> None:
         if inst.flag("lds"):
-            if name != "b32":
-                raise w.unsupported("only dword buffer loads go straight to LDS")
+            if name not in TO_LDS:
+                raise w.unsupported("no load of this width goes straight to LDS")
             address = _address(w, inst, list(inst.operands))
-            w.runtime("buffer_to_lds", *address, w.const("i32", inst.number("offset")))
+            w.runtime("buffer_to_lds", *address, *direct(w, inst, name))
             return
         dst, *rest = inst.operands
         address = _address(w, inst, rest)
@@ -74,38 +84,88 @@ for _number, _name in enumerate(ATOMICS):
         opcode(f"buffer_atomic_{_name}_x2")(_atomic(_number, 2))
 
 
-def _scalar_load(dwords: int):
+# Typed accesses.
+
+COMPONENTS = ("x", "xy", "xyz", "xyzw")
+OF_DESCRIPTOR = 128
+HALVES, HIGH_HALF = 1, 2
+DATA_FORMATS = (
+    *("INVALID", "8", "16", "8_8", "32", "16_16", "10_11_11", "11_11_10", "10_10_10_2"),
+    *("2_10_10_10", "8_8_8_8", "32_32", "16_16_16_16", "32_32_32", "32_32_32_32", "RESERVED_15"),
+)
+NUMBER_FORMATS = (*("UNORM", "SNORM", "USCALED", "SSCALED", "UINT", "SINT", "RESERVED_6", "FLOAT"),)
+
+
+def _format(inst: Instruction) -> int:
+    """Data format and, from bit 4 on, number format; LLVM leaves the default (8, UNORM) out."""
+    if inst.mnemonic.startswith("buffer"):
+        return OF_DESCRIPTOR
+    text = inst.modifiers.get("format", "")
+    data = re.search(r"BUF_DATA_FORMAT_(\w+)", text)
+    number = re.search(r"BUF_NUM_FORMAT_(\w+)", text)
+    return (DATA_FORMATS.index(data[1]) if data else 1) | (
+        NUMBER_FORMATS.index(number[1]) if number else 0
+    ) << 4
+
+
+def _typed(what: str, count: int, how: int):
     def emit(w: Wave, inst: Instruction) -> None:
-        """s_buffer_load: dwords past num_records read 0."""
-        dst, descriptor, *offset = inst.operands
-        total = w.const("i32", inst.number("offset"))
-        for part in offset:
-            total = w.op("add", total, w.scalar(part))
-        w.effects.add("saddress", descriptor.index, 4)
-        w.check_sgprs(dst.index, dwords)
-        w.check_sgprs(descriptor.index, 4)
-        w.effects.add("sresult", dst.index, dwords)
-        where = [w.const("i32", descriptor.index), total]
-        w.runtime("scalar_buffer_load", *where, w.const("i32", dst.index), w.const("i32", dwords))
-        if dst.index + dwords > 126:
-            w.begin_block()
+        if inst.flag("lds"):
+            raise w.unsupported("a typed load straight to LDS")
+        data, *rest = inst.operands
+        address = _address(w, inst, rest)
+        row = row_index(w, data, "result" if what == "load" else "read")
+        codes = [w.const("i32", code) for code in (_format(inst), count, how)]
+        w.runtime(f"buffer_{what}_typed", *address, row, *codes)
 
     return emit
 
 
-for _suffix, _dwords in SCALAR_DWORDS.items():
-    opcode(f"s_buffer_load_{_suffix}")(_scalar_load(_dwords))
+for _what in ("load", "store"):
+    for _count, _names in enumerate(COMPONENTS, 1):
+        for _prefix in ("buffer", "tbuffer"):
+            opcode(f"{_prefix}_{_what}_format_{_names}")(_typed(_what, _count, 0))
+            opcode(f"{_prefix}_{_what}_format_d16_{_names}")(_typed(_what, _count, HALVES))
+    opcode(f"buffer_{_what}_format_d16_hi_x")(_typed(_what, 1, HALVES | HIGH_HALF))
 
 
-@opcode("global_load_lds_dword")
-def _global_to_lds(w: Wave, inst: Instruction) -> None:
-    """Lane i loads a dword to LDS at M0 + offset + 4 * i."""
-    vaddr, *rest = inst.operands
-    base = w.const("i64", inst.number("offset"))
-    wide = w.const("i32", 1)
-    if rest and rest[0].kind == "s":
-        base = w.op("add", w.sgpr(rest[0].index, 64, "saddress"), base)
-        wide = w.const("i32", 0)
-    row = row_index(w, vaddr, "address")
-    w.effects.add("sread", 124, 1)
-    w.runtime("global_to_lds", row, wide, base, w.const("i32", inst.number("offset")))
+# Straight between memory and LDS: at M0 + offset + 4 * lane.
+
+TO_LDS = ("b32", "u8", "i8", "u16", "i16")  # the order of transfer.h
+
+
+def direct(w: Wave, inst: Instruction, name: str) -> list[Value]:
+    """(offset into LDS, width) of such a load."""
+    w.effects.add("saddress", M0, 1)
+    return [w.const("i32", inst.number("offset")), w.const("i32", TO_LDS.index(name))]
+
+
+@opcode("buffer_store_lds_dword")
+def _from_lds(w: Wave, inst: Instruction) -> None:
+    descriptor, soffset = inst.operands
+    address = _address(w, inst, [Operand("name", value="off"), descriptor, soffset])
+    w.effects.add("saddress", M0, 1)
+    w.runtime("buffer_from_lds", *address, w.const("i32", inst.number("offset")))
+
+
+def _global_to_lds(name: str):
+    def emit(w: Wave, inst: Instruction) -> None:
+        vaddr, *rest = inst.operands
+        address = global_address(w, inst, vaddr, rest[0] if rest else None)
+        w.runtime("global_to_lds", *address, *direct(w, inst, name))
+
+    return emit
+
+
+def _scratch_to_lds(name: str):
+    def emit(w: Wave, inst: Instruction) -> None:
+        address = scratch_address(w, *inst.operands, inst)
+        w.runtime("scratch_to_lds", *address, *direct(w, inst, name))
+
+    return emit
+
+
+for _name in TO_LDS:
+    _suffix = next(suffix for suffix, name in LOADS.items() if name == _name)
+    opcode(f"global_load_lds_{_suffix}")(_global_to_lds(_name))
+    opcode(f"scratch_load_lds_{_suffix}")(_scratch_to_lds(_name))

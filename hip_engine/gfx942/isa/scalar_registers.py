@@ -55,5 +55,6 @@ def _setreg(w: Wave, inst: Instruction) -> None:
 @opcode("s_dcache_wb", "s_dcache_inv", "s_ttracedata", "s_incperflevel", "s_decperflevel")
 @opcode("buffer_wbl2", "buffer_inv", "s_dcache_inv_vol", "s_dcache_wb_vol")
 @opcode("buffer_wbinvl1", "buffer_wbinvl1_vol", "s_sendmsg", "s_wakeup", "ds_nop")
+@opcode("s_atc_probe", "s_atc_probe_buffer")
 def _no_effect(w: Wave, inst: Instruction) -> None:
     """Timing, priority and cache control: no architectural effect in a coherent memory."""

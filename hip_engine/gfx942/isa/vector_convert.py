@@ -77,7 +77,7 @@ define(
 )
 
 
-def _halves(w: Wave, low: Value, high: Value) -> Value:
+def halves_of(w: Wave, low: Value, high: Value) -> Value:
     low, high = (w.cast("zext", w.cast("bitcast", v, V("i16")), V("i32")) for v in (low, high))
     return w.op("or", low, w.op("shl", high, w.const(high.ty, 16)))
 
@@ -95,7 +95,7 @@ def toward_zero(w: Wave, x: Value) -> Value:
 @opcode("v_cvt_pkrtz_f16_f32")
 def _pkrtz(w: Wave, inst: Instruction) -> None:
     x, y = (modified(w, o, w.vector(o, "float")) for o in inst.operands[1:3])
-    w.write(inst.operands[0], _halves(w, toward_zero(w, x), toward_zero(w, y)))
+    w.write(inst.operands[0], halves_of(w, toward_zero(w, x), toward_zero(w, y)))
 
 
 def _packed_normal(scale: float, kind: str):
@@ -112,7 +112,7 @@ def _packed_normal(scale: float, kind: str):
             parts.append(
                 to_integer(kind, 16)(w, w.intrinsic("minimumnum", x, w.const(x.ty, scale)))
             )
-        w.write(inst.operands[0], _halves(w, *parts))
+        w.write(inst.operands[0], halves_of(w, *parts))
 
     return emit
 
@@ -130,7 +130,7 @@ def _pack(w: Wave, inst: Instruction) -> None:
         row = w.op("lshr", row, w.const(row.ty, 16)) if pick else row
         half = w.cast("bitcast", w.cast("trunc", row, V("i16")), V("half"))
         halves.append(modified(w, operand, half))
-    w.write(inst.operands[0], _halves(w, *halves))
+    w.write(inst.operands[0], halves_of(w, *halves))
 
 
 def _saturated_pack(signed: bool):
@@ -144,7 +144,7 @@ def _saturated_pack(signed: bool):
             else:
                 x = w.intrinsic("umin", x, w.const(x.ty, 65535))
             parts.append(w.cast("trunc", x, V("i16")))
-        w.write(inst.operands[0], _halves(w, *parts))
+        w.write(inst.operands[0], halves_of(w, *parts))
 
     return emit
 

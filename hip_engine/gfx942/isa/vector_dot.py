@@ -117,7 +117,7 @@ def _sad(bits: int, shift: int = 0):
     return emit
 
 
-def _masked_sad(w: Wave, x: Value, y: Value, z: Value) -> Value:
+def masked_sad(w: Wave, x: Value, y: Value, z: Value) -> Value:
     """Bytes whose reference (src1) is 0 do not count."""
     total = z
     for p in range(4):
@@ -144,7 +144,7 @@ define(
         ("v_sad_hi_u8", pure("i32 i32 i32 i32", _sad(8, 16))),
         ("v_sad_u16", pure("i32 i32 i32 i32", _sad(16))),
         ("v_sad_u32", pure("i32 i32 i32 i32", _sad(32))),
-        ("v_msad_u8", pure("i32 i32 i32 i32", _masked_sad)),
+        ("v_msad_u8", pure("i32 i32 i32 i32", masked_sad)),
         ("v_lerp_u8", pure("i32 i32 i32 i32", _lerp)),
     )
 )

@@ -3,9 +3,22 @@
 `python -m tests.hip_engine.gfx942.coverage_test` rewrites the list of tested opcodes.
 """
 
+import pytest
+
+from hip_engine.errors import UnsupportedInstruction
 from hip_engine.gfx942.coverage import ISA, coverage, implemented, known_to_llvm
 from hip_engine.gfx942.isa.mfma import SHAPES
-from tests.hip_engine.gfx942 import memory_table, scalar_table, vector_table
+from hip_engine.gfx942.isa.refused import refusal
+from hip_engine.gfx942.translate import NEVER_TAKEN
+from tests.hip_engine.gfx942 import (
+    memory_table,
+    objects,
+    scalar_memory_test,
+    scalar_table,
+    transfers_test,
+    typed_buffers_test,
+    vector_table,
+)
 from tests.hip_engine.gfx942.moves_test import NO_EFFECT
 
 # Opcodes whose effect another test of this folder states on its own.
@@ -24,8 +37,23 @@ ELSEWHERE = {
     "moves_test": "s_load_dwordx16 s_buffer_load_dword s_buffer_load_dwordx2 s_buffer_load_dwordx4 "
     "s_buffer_load_dwordx8 s_buffer_load_dwordx16 ds_permute_b32 ds_bpermute_b32 "
     "global_load_lds_dword "
-    "s_set_gpr_idx_on s_set_gpr_idx_idx s_set_gpr_idx_off s_call_b64 s_memtime s_memrealtime "
+    "s_set_gpr_idx_on s_set_gpr_idx_idx s_set_gpr_idx_off s_set_gpr_idx_mode s_call_b64 s_memtime "
+    "s_memrealtime "
     "s_endpgm_saved " + " ".join(text.split()[0] for text in NO_EFFECT),
+    "scalar_memory_test": "s_movrels_b32 s_movrels_b64 s_movreld_b32 s_movreld_b64 "
+    + " ".join(case[0].split()[0] for case in scalar_memory_test.CASES),
+    "transfers_test": "ds_append ds_consume ds_read_addtid_b32 ds_write_addtid_b32 "
+    "buffer_store_lds_dword "
+    + " ".join(f"{s}_load_lds_{w}" for s in ("global", "scratch") for w in transfers_test.WIDTHS),
+    "typed_buffers_test": " ".join(
+        f"{prefix}buffer_{what}_format_{half}{names}"
+        for prefix in ("", "t")
+        for what in ("load", "store")
+        for half in ("", "d16_")
+        for names in typed_buffers_test.COMPONENTS
+    )
+    + " buffer_load_format_d16_hi_x buffer_store_format_d16_hi_x",
+    "moves_test (branches)": " ".join(NEVER_TAKEN),
     "opcode_bench": "s_load_dwordx4 s_load_dwordx8 v_writelane_b32",
     "mode_test": "s_setreg_b32 s_setreg_imm32_b32 s_getreg_b32",
 }
@@ -53,11 +81,21 @@ def test_coverage_splits_the_opcodes_into_three_lists():
     assert here == implemented() and not here & set(table.missing)
     assert set(table.missing) == known_to_llvm() - implemented()
     assert len(table.tested) > len(table.untested)
+    assert implemented() <= known_to_llvm()
 
 
-def test_sparse_matrix_instructions_are_known_and_refused():
-    missing = coverage().missing
-    assert sum(name.startswith("v_smfmac") for name in missing) == 14
+def test_every_missing_opcode_has_a_reason_and_no_other_has():
+    table = coverage()
+    assert not [name for name in table.missing if not refusal(name)]
+    assert not [name for name in implemented() if refusal(name)]
+    assert sum("SMFMAC" in refusal(name) for name in table.missing) == 14
+
+
+def test_a_kernel_that_needs_a_refused_opcode_is_told_why(device):
+    body = "v_smfmac_f32_16x16x32_f16 v[0:3], v[4:5], v[6:9], v10"
+    code = objects.kernels(objects.kernel_text("sparse", body, pointers=0))
+    with pytest.raises(UnsupportedInstruction, match="v_smfmac.*SMFMAC.* are refused"):
+        device.load(code)["sparse"]
 
 
 if __name__ == "__main__":

@@ -370,6 +370,34 @@ for _bits, _dtype in ((32, np.float32), (64, np.float64)):
         _opcode = f"ds_cmpst{_rtn}_f{_bits}"
         ds_row(_opcode, _two, float_swap(_dtype), _size, "swap if equal", f"few f{_size}")
 
+
+def wrapped(memory, at, data, old):
+    before = int.from_bytes(memory[at : at + 4], "little")
+    less, more = (int(d) for d in data[:2])
+    after = before - less if before >= less else (before + more) & MASK[4]
+    memory[at : at + 4] = after.to_bytes(4, "little")
+    return [before]
+
+
+def conditional_exchange(memory, at, data, old):
+    before = list(np.frombuffer(bytes(memory[at : at + 8]), np.uint32))
+    for i in (0, 1):
+        if int(data[i]) >> 31:
+            memory[at + 4 * i : at + 4 * i + 4] = (int(data[i]) & 0x7FFFFFFF).to_bytes(4, "little")
+    return before
+
+
+ds_row("ds_wrap_rtn_b32", "v4, v5", wrapped, 4, "subtract, or add where that is negative")
+ROWS.append(
+    Row(
+        "ds_condxchg32_rtn_b64",
+        "ds_condxchg32_rtn_b64 v[8:9], v3, v[4:5] offset:8",
+        conditional_exchange,
+        8,
+        "two exchanges where the top bit is set",
+    )
+)
+
 # Buffer atomics with a result: it comes where the data was.
 for _row in list(ROWS):
     if _row.opcode.startswith("global_atomic_") and _row.text.endswith("off offset:48 sc0"):

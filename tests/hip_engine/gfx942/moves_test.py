@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from hip_engine.errors import DeviceFault, UnsupportedInstruction
+from hip_engine.gfx942.translate import NEVER_TAKEN
 from tests.hip_engine.gfx942 import objects
 from tests.hip_engine.gfx942.opcode_bench import (
     GROUPS,
@@ -165,6 +167,55 @@ def test_a_call_returns_behind_itself(device):
     np.testing.assert_array_equal(ref, low_bits(got.lanes, "u32"))
 
 
+def test_the_operands_that_are_indexed_may_change_while_indexing_is_on(device):
+    text = """v_mov_b32 v32, v10
+  v_mov_b32 v33, v12
+  s_movk_i32 s30, 1
+  s_set_gpr_idx_on s30, gpr_idx(SRC0)
+  v_mov_b32 v21, v32
+  s_set_gpr_idx_mode gpr_idx(DST)
+  v_mov_b32 v19, v32
+  s_set_gpr_idx_off
+  v_sub_u32 v20, v20, v21"""
+    data = inputs(39, ("u32", "u32"))
+    (got,) = execute(device, [text], data)
+    x, y, active = data.source(0, "u32"), data.source(1, "u32"), lane_bits(data.exec)
+    ref = np.where(active, x - y, low_bits(data.lanes[:, 3], "u32"))
+    np.testing.assert_array_equal(ref, low_bits(got.lanes, "u32"))
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("v_add_u32 v20, v32, v33\n s_set_gpr_idx_off", "anything but v_mov_b32"),
+        ("v_mov_b32 v20, v32", "outlasts its block"),
+    ],
+)
+def test_indexing_that_cannot_be_followed_is_refused(device, body, why):
+    text = f"s_movk_i32 s30, 1\n s_set_gpr_idx_on s30, gpr_idx(SRC0)\n {body}\n"
+    code = objects.kernels(objects.kernel_text("indexed", text, pointers=0))
+    with pytest.raises(UnsupportedInstruction, match=why):
+        device.load(code)["indexed"]
+
+
+@pytest.mark.parametrize("move", ["v_mov_b32 v20, v32", "s_movrels_b32 s4, s20"])
+def test_an_index_past_the_registers_is_a_fault(device, move):
+    around = ("s_set_gpr_idx_on s30, gpr_idx(SRC0)", "s_set_gpr_idx_off")
+    body = f"s_movk_i32 s30, 0xff\n s_mov_b32 m0, s30\n {around[0]}\n {move}\n {around[1]}"
+    code = objects.kernels(objects.kernel_text("past", body, pointers=0))
+    with pytest.raises(DeviceFault, match="register index past the end"):
+        device.launch(device.load(code)["past"], (1, 1, 1), (64, 1, 1), [])
+
+
+@pytest.mark.parametrize("branch", sorted(NEVER_TAKEN))
+def test_debug_branches_are_never_taken(device, branch):
+    text = f"{branch} 1\n  v_mov_b32 v20, v10"
+    data = inputs(40, ("u32",))
+    (got,) = execute(device, [text], data)
+    ref = np.where(lane_bits(data.exec), data.source(0, "u32"), low_bits(data.lanes[:, 3], "u32"))
+    np.testing.assert_array_equal(ref, low_bits(got.lanes, "u32"))
+
+
 def test_clocks_go_forward(device):
     texts = [
         f"{clock} s[30:31]\n  s_branch 0\n  s_nop 0\n  {clock} s[32:33]\n  s_waitcnt lgkmcnt(0)\n"
@@ -198,6 +249,7 @@ NO_EFFECT = (
     *("s_sethalt 0", "s_icache_inv", "s_dcache_inv", "s_dcache_inv_vol", "s_dcache_wb"),
     *("s_dcache_wb_vol", "s_ttracedata", "s_incperflevel 1", "s_decperflevel 1", "s_wakeup"),
     *("s_sendmsg sendmsg(MSG_INTERRUPT)", "v_nop", "v_clrexcp", "ds_nop", "buffer_inv sc0 sc1"),
+    *("s_atc_probe 1, s[4:5], 0x10", "s_atc_probe_buffer 1, s[4:7], 0x10"),
     *("buffer_wbl2 sc1", "buffer_wbinvl1", "buffer_wbinvl1_vol"),
 )
 

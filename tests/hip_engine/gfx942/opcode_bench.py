@@ -150,13 +150,13 @@ class Outcome:
     exec: np.ndarray
 
 
-def execute(device, texts: list[str], data: Inputs) -> list[Outcome]:
+def execute(device, texts: list[str], data: Inputs, scratch: int = 0) -> list[Outcome]:
     """Run every instruction on the same inputs; `s[14:15]` in a text makes that the mask read."""
     body = START.format(out_bytes=1024 * len(texts))
     for text in texts:
         low, high = ("s14", "s15") if "s[14:15]" in text else ("vcc_lo", "vcc_hi")
         body += EACH.format(text=text, low=low, high=high)
-    kernel = objects.kernel_text("opcodes", body, pointers=2, lds=16384)
+    kernel = objects.kernel_text("opcodes", body, pointers=2, lds=16384, scratch=scratch)
     entry = device.load(objects.kernels(kernel))["opcodes"]
     raw = pack(data)
     size = GROUPS * len(texts) * 1024

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 
 from hip_engine import toolchain
+from hip_engine.errors import DeviceFault
 from hip_engine.gfx942.device import EmulatedDevice
 from tests.hip_engine.gfx942 import objects
 from tests.hip_engine.gfx942.program import VECTORS, Generator, Program, Statement
@@ -160,7 +161,11 @@ def differences(device, programs: list[Program], level: str) -> dict[int, str]:
         shape = (GROUPS, program.block, len(names))
         ref = [np.zeros(shape, np.uint64), inputs(program.seed), *counts()]
         getattr(native, symbol)(*(ctypes.c_void_p(a.ctypes.data) for a in ref))
-        got = launched(device, loaded[symbol], program, shape)
+        try:
+            got = launched(device, loaded[symbol], program, shape)
+        except DeviceFault as fault:
+            found[program.seed] = str(fault)
+            continue
         wrong = np.argwhere(ref[0] != got[0])
         if wrong.size:
             at = tuple(wrong[0])
