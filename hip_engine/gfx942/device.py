@@ -62,7 +62,7 @@ class EmulatedDevice:
         counters: bool = False,
     ):
         self.sanitize = parse_checks(sanitize)
-        self.memory = Memory("init" in self.sanitize, "race" in self.sanitize)
+        self.memory = Memory(*(name in self.sanitize for name in ("init", "race", "memory")))
         threads = threads or len(os.sched_getaffinity(0))
         self._dispatcher = Dispatcher(self.memory, threads, budget, self.sanitize, counters)
 

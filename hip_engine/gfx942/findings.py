@@ -19,6 +19,7 @@ FAULTS = {
 }
 FINDINGS = {
     layout.FAULT_MISALIGNED: ("memory", "misaligned access"),
+    layout.FAULT_UNALIGNED: ("align", "access not aligned to its elements"),
     layout.FAULT_UNDEFINED: ("init", "a value that was never written decides this"),
     layout.FAULT_RACE: ("race", "byte touched by another wave since the last barrier"),
     layout.FAULT_BARRIER: ("race", "barrier reached by some waves only"),
@@ -26,6 +27,8 @@ FINDINGS = {
 }
 SCALAR_FLAG = 0x10000
 IN_MEMORY = (layout.FAULT_GLOBAL_LOAD, layout.FAULT_GLOBAL_STORE, layout.FAULT_GLOBAL_ATOMIC)
+
+MEMORY_OR_LDS = (layout.FAULT_RACE, layout.FAULT_MISALIGNED, layout.FAULT_UNALIGNED)
 
 
 def subject(kind: int, address: int) -> str:
@@ -54,7 +57,10 @@ def fault_error(kernel, outcome, memory: Memory, budget: int) -> DeviceFault:
         what = f"{FAULTS[kind]} at 0x{address:x}"
     if outcome.status != layout.RUNAWAY and (
         kind in IN_MEMORY
-        or (kind in (layout.FAULT_RACE, layout.FAULT_MISALIGNED) and address >> 32)
+        or (
+            kind in (layout.FAULT_RACE, layout.FAULT_MISALIGNED, layout.FAULT_UNALIGNED)
+            and address >> 32
+        )
     ):
         what += f", {memory.nearest(address)}"
     line = kernel.source_line(kernel.descriptor.entry + offset)

@@ -48,8 +48,8 @@ def _overlap(a: Buffer, b: Buffer) -> bool:
 class Memory:
     """Allocates, frees, reads and writes device memory."""
 
-    def __init__(self, definedness: bool = False, races: bool = False):
-        self._definedness = definedness
+    def __init__(self, definedness: bool = False, races: bool = False, keep_freed: bool = False):
+        self._definedness, self._keep_freed = definedness, keep_freed
         self._arena = _reserve(ARENA_BYTES)
         self._shadow = _reserve(ARENA_BYTES)
         self._bytes = np.frombuffer(self._arena, np.uint8)
@@ -72,7 +72,8 @@ class Memory:
         self.table.count = len(self._buffers)
 
     def allocate(self, nbytes: int, label: str) -> Buffer:
-        """First fit between live allocations, zero-filled.
+        """First fit between live allocations, zero-filled. Under the memory sanitizer freed ranges
+        are used again only when nothing else is left, so that late accesses meet no new owner.
 
         Raises:
           OutOfDeviceMemory: no gap is large enough; nothing is changed.
@@ -81,20 +82,27 @@ class Memory:
             raise LaunchError(
                 f"allocation of {nbytes} bytes for {label}: the size must be positive"
             )
+        start = self._gap(nbytes, [*self._buffers, *self._freed]) if self._keep_freed else None
+        start = start or self._gap(nbytes, self._buffers)
+        if not start:
+            raise OutOfDeviceMemory(f"{nbytes} bytes for {label} do not fit in {ARENA_BYTES} bytes")
+        fresh = Buffer(start, nbytes, label)
+        self._freed = [f for f in self._freed if not _overlap(f, fresh)]
+        position = bisect.bisect_left(self._begins, start)
+        self._buffers.insert(position, fresh)
+        self._begins.insert(position, start)
+        self._publish()
+        return fresh
+
+    def _gap(self, nbytes: int, taken: list[Buffer]) -> int | None:
+        """The first address with room for guarded `nbytes` between the buffers of `taken`."""
         start = self.base + GUARD_BYTES
-        for position, buffer in enumerate([*self._buffers, None]):
-            limit = buffer.address if buffer else self.base + ARENA_BYTES
-            if start + nbytes + GUARD_BYTES <= limit:
-                fresh = Buffer(start, nbytes, label)
-                self._freed = [f for f in self._freed if not _overlap(f, fresh)]
-                self._buffers.insert(position, fresh)
-                self._begins.insert(position, start)
-                self._publish()
-                return fresh
-            if buffer:
-                end = buffer.address + buffer.nbytes + GUARD_BYTES
-                start = -(-end // ALIGNMENT) * ALIGNMENT
-        raise OutOfDeviceMemory(f"{nbytes} bytes for {label} do not fit in {ARENA_BYTES} bytes")
+        for buffer in sorted(taken, key=lambda b: b.address):
+            if start + nbytes + GUARD_BYTES <= buffer.address:
+                return start
+            end = buffer.address + buffer.nbytes + GUARD_BYTES
+            start = max(start, -(-end // ALIGNMENT) * ALIGNMENT)
+        return start if start + nbytes + GUARD_BYTES <= self.base + ARENA_BYTES else None
 
     @property
     def buffers(self) -> list[Buffer]:

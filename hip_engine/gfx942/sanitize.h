@@ -5,7 +5,7 @@
 
 #include "wave.h"
 
-enum { CHECK_MEMORY = 1, CHECK_INIT = 2, CHECK_RACE = 4, CHECK_WAITCNT = 8 };
+enum { CHECK_MEMORY = 1, CHECK_INIT = 2, CHECK_RACE = 4, CHECK_WAITCNT = 8, CHECK_ALIGN = 16 };
 enum { VMEM_OP = 1, SMEM_OP = 2, LDS_OP = 4, FLAT_OP = 8, WAIT_OP = 16 };
 enum {  // effects.ROLES
   READS, WRITES, ADDRESS, RESULT, FIRST_LANE, SOME_LANE, LANE_WRITE, WHOLE, WHOLE_WRITE,
@@ -216,17 +216,20 @@ static inline u64* touch_of(const Wave* w, u64 address) {
   return (u64*)(w->memory->touched + (address - w->memory->base) * sizeof(u64));
 }
 
-// Alignment and races of an access whose lanes passed the bounds check. An atomic needs the
-// alignment of its size; a plain one that of its elements: a dword, or the size if less.
+// Alignment and races of an access whose lanes passed the bounds check. The chip runs plain
+// accesses at any address (SH_MEM_CONFIG, unaligned mode), so `memory` asks only atomics for the
+// alignment of their size; `align` asks plain ones for that of a dword, or of their size if less.
 static i32 sanitize_lanes(Wave* w, u32 site, const u64* a, u64 size, int how) {
   Observer* o = w->observer;
   const u64 exec = exec_of(w);
-  const u64 element = how == ATOMIC_ACCESS || size < 4 ? size : 4;
-  if (o->checks & CHECK_MEMORY) {
+  const int atomic = how == ATOMIC_ACCESS;
+  const u64 element = atomic || size < 4 ? size : 4;
+  if (o->checks & (atomic ? CHECK_MEMORY : CHECK_ALIGN)) {
     u64 odd = 0;
     for (int i = 0; i < LANES; i++) odd |= a[i] & -(exec >> i & 1);
     if (__builtin_expect(odd & (element - 1), 0)) FOR_ACTIVE(i, exec)
-      if (a[i] % element) return fault(w, site, i, reported(w, a[i]), MISALIGNED);
+      if (a[i] % element)
+        return fault(w, site, i, reported(w, a[i]), atomic ? MISALIGNED : UNALIGNED);
   }
   if (!(o->checks & CHECK_RACE)) return 0;
   const TouchRule rule = rule_of(w, how);

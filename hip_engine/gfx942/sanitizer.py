@@ -9,7 +9,7 @@ from hip_engine.errors import LaunchError
 from hip_engine.gfx942 import jit
 
 # Name -> bit (sanitize.h).
-CHECKS = {"memory": 1, "init": 2, "race": 4, "waitcnt": 8}
+CHECKS = {"memory": 1, "init": 2, "race": 4, "waitcnt": 8, "align": 16}
 LDS_BYTES = 1 << 16
 TOUCH_BYTES = 8
 

@@ -31,6 +31,7 @@ from hip_engine.errors import LaunchError
 from hip_engine.gfx942.device import EmulatedDevice
 from hip_engine.gfx942.dispatch import BUDGET
 from hip_engine.gfx942.program import Program, ProgramKernel
+from hip_engine.gfx942.sanitizer import CHECKS
 
 POSITIONAL = re.compile(r"arg(\d+)$")
 MAX_ARRAY_BYTES = 1 << 36
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="write the arrays after the run to this .npz")
     parser.add_argument("--threads", type=int, help="workgroups at a time (default: all cores)")
     parser.add_argument("--budget", type=int, default=BUDGET, help="instructions a wave may run")
-    parser.add_argument("--sanitize", default="", help="checks: memory,init,race,waitcnt")
+    parser.add_argument("--sanitize", default="", help=f"checks: {','.join(CHECKS)}")
     parser.add_argument("--counters", action="store_true", help="count bytes, lines, conflicts")
 
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from hip_engine.errors import LaunchError, SanitizerError, SanitizerFault
+from hip_engine.errors import DeviceFault, LaunchError, SanitizerError, SanitizerFault
 from hip_engine.gfx942.device import EmulatedDevice
 from hip_engine.gfx942.sanitizer import CHECKS
 from tests.hip_engine.gfx942 import objects
@@ -13,6 +13,30 @@ from tests.hip_engine.gfx942 import objects
 SOURCE = r"""
 KERNEL atomic_at(char* a, int offset) {
   __hip_atomic_fetch_add((int*)(a + offset), 1, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+}
+KERNEL global_at(char* a, int offset) { *(volatile int*)(a + offset) = 1; }
+KERNEL two_bytes_at(char* a, int offset) { *(volatile short*)(a + offset) = 1; }
+KERNEL lds_at(int* out, int offset) {
+  SHARED int x[4];
+  x[tid() & 3] = 0;
+  out[0] = *(volatile int*)((SHARED char*)x + offset);
+}
+KERNEL scratch_at(int* out, int offset) {
+  volatile int x[4] = {};
+  out[0] = *(volatile int*)((volatile char*)x + offset);
+}
+KERNEL lds_atomic_at(int* out, int offset) {
+  SHARED int x[4];
+  x[tid() & 3] = 0;
+  __hip_atomic_fetch_add((SHARED int*)((SHARED char*)x + offset), 1, __ATOMIC_RELAXED,
+                         __HIP_MEMORY_SCOPE_WORKGROUP);
+  out[0] = x[0];
+}
+KERNEL scalar_at(const char* a, int* out, int offset) {
+  int x;
+  const char* p = a + offset;
+  asm volatile("s_load_dword %0, %1, 0x0\n s_waitcnt lgkmcnt(0)" : "=s"(x) : "s"(p));
+  out[0] = x;
 }
 KERNEL lds_exchange(int* out, int wait) {
   SHARED int x[256];
@@ -82,6 +106,12 @@ KERNEL lds_loaded(int* out, int wait) {
 # check, kernel, work-items, arguments that it must catch, arguments that it must not.
 CASES = (
     ("memory", "atomic_at", 1, ("zeroed", 2), ("zeroed", 4)),
+    ("memory", "lds_atomic_at", 1, ("zeroed", 2), ("zeroed", 4)),
+    ("memory", "scalar_at", 1, ("zeroed", "zeroed", 2), ("zeroed", "zeroed", 4)),
+    ("align", "global_at", 1, ("zeroed", 2), ("zeroed", 4)),
+    ("align", "two_bytes_at", 1, ("zeroed", 1), ("zeroed", 2)),
+    ("align", "lds_at", 4, ("zeroed", 2), ("zeroed", 4)),
+    ("align", "scratch_at", 1, ("zeroed", 2), ("zeroed", 4)),
     ("race", "lds_exchange", 256, ("zeroed", 0), ("zeroed", 1)),
     ("race", "global_exchange", 256, ("zeroed", "zeroed", 0), ("zeroed", "zeroed", 1)),
     ("race", "lds_counter", 256, ("zeroed", 0), ("zeroed", 1)),
@@ -144,6 +174,25 @@ def test_copies_carry_undefined_bytes_to_the_host_read_that_reports_them():
     np.testing.assert_array_equal(device.read(out, np.int32, 64), np.arange(64))
 
 
+@pytest.mark.parametrize("kernel", ["lds_at", "scratch_at", "global_at"])
+def test_an_access_outside_is_a_fault_with_and_without_the_sanitizer(kernel):
+    for checks in ([], ["memory"]):
+        launch(checks, kernel, 4, ("zeroed", 12))
+        with pytest.raises(DeviceFault, match=kernel):
+            launch(checks, kernel, 4, ("zeroed", BUFFER_BYTES - 2))
+
+
+def test_freed_memory_is_not_given_out_again_under_the_memory_sanitizer():
+    device = EmulatedDevice(sanitize="memory")
+    old = device.allocate(BUFFER_BYTES, "old")
+    device.free(old)
+    new = device.allocate(BUFFER_BYTES, "new")
+    assert new.address != old.address
+    kernel = device.load(code_object())["global_at"]
+    with pytest.raises(DeviceFault, match="at byte 4 of old .* freed earlier"):
+        device.launch(kernel, (1, 1, 1), (1, 1, 1), [old.address, 4])
+
+
 def test_findings_name_the_register_and_the_byte():
     with pytest.raises(SanitizerFault, match=r"waitcnt: .* v\d+ "):
         launch(["waitcnt"], "loaded", 64, ("zeroed", "zeroed", 0))
@@ -152,7 +201,7 @@ def test_findings_name_the_register_and_the_byte():
 
 
 def test_an_unknown_sanitizer_is_refused_with_those_there_are():
-    with pytest.raises(LaunchError, match="unknown sanitizer leaks: .*memory, init, race, waitcnt"):
+    with pytest.raises(LaunchError, match="unknown sanitizer leaks: .*memory, init, .*, align"):
         EmulatedDevice(sanitize="leaks")
 
 
