@@ -78,7 +78,11 @@ class LoadedObject:
     """Object code mapped into this process; keeps its engine alive."""
 
     def __init__(self, data: bytes):
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
+        # llvmlite's own memory manager keeps the sections of an object within reach of each other,
+        # whatever else is mapped here (an arena of 192 GiB is).
+        self._engine = llvm.create_mcjit_compiler(
+            llvm.parse_assembly(""), target_machine(), use_lmm=True
+        )
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(data))
         self._engine.finalize_object()
 

@@ -165,7 +165,7 @@ static u64 reported(const Wave* w, u64 address) {
   return address;
 }
 
-enum { ATOMIC_ACCESS = 3 };
+enum { ATOMIC_ACCESS = 3, TOUCHED_AT_ONCE = 16 };
 
 // What a wave may not find in a Touch (as one word), and what it leaves there.
 typedef struct {
@@ -184,7 +184,7 @@ static TouchRule rule_of(const Wave* w, int how) {
 
 // Nonzero if a byte was touched otherwise by another wave since the last barrier; else marks all.
 static inline __attribute__((always_inline)) u64 touch_bytes(u64* t, u64 size, TouchRule rule) {
-  u64 bad = 0, next[16];
+  u64 bad = 0, next[TOUCHED_AT_ONCE];
   for (u64 b = 0; b < size; b++) {
     const u64 seen = (t[b] & 0xffffffffu) == rule.epoch ? t[b] : rule.epoch;
     const u64 writer = seen >> 32 & 0xff;
@@ -206,10 +206,14 @@ static u64 touch_sized(u64* t, u64 size, TouchRule rule) {
 }
 
 static i32 touch(Wave* w, u32 site, u32 lane, u64* t, u64 size, u64 address, TouchRule rule) {
-  if (!__builtin_expect(touch_sized(t, size, rule) != 0, 0)) return 0;
-  u64 first = 0;
-  while (first + 1 < size && !touch_bytes(t + first, 1, rule)) first++;
-  return fault(w, site, lane, address + first, RACE);
+  for (u64 begin = 0; begin < size; begin += TOUCHED_AT_ONCE) {
+    const u64 rest = size - begin, some = rest < TOUCHED_AT_ONCE ? rest : TOUCHED_AT_ONCE;
+    if (__builtin_expect(!touch_sized(t + begin, some, rule), 1)) continue;
+    u64 first = begin;
+    while (first + 1 < begin + some && !touch_bytes(t + first, 1, rule)) first++;
+    return fault(w, site, lane, address + first, RACE);
+  }
+  return 0;
 }
 
 static inline u64* touch_of(const Wave* w, u64 address) {

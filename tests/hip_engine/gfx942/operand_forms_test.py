@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.hip_engine.gfx942 import vector_table
+from tests.hip_engine.gfx942 import vector_float_rows
 from tests.hip_engine.gfx942.opcode_bench import LANES, execute, inputs, lane_bits, low_bits
 
 LANE = np.arange(LANES)
@@ -92,7 +92,7 @@ def test_sdwa_selects_the_classes_of_a_class_test(device):
     x, wanted = data.source(0, "f32"), data.source(1, "u32")
     for name, got in zip(SELECTS, execute(device, texts, data), strict=True):
         classes = selected(wanted, name, False).astype(np.uint32)
-        ref = vector_table.classified(x, classes) & lane_bits(data.exec)
+        ref = vector_float_rows.classified(x, classes) & lane_bits(data.exec)
         np.testing.assert_array_equal(ref, lane_bits(got.mask), err_msg=name)
 
 

@@ -38,6 +38,11 @@ KERNEL scalar_at(const char* a, int* out, int offset) {
   asm volatile("s_load_dword %0, %1, 0x0\n s_waitcnt lgkmcnt(0)" : "=s"(x) : "s"(p));
   out[0] = x;
 }
+KERNEL sum_of_sixteen(const int* a, int* out) {
+  int sum = 0;
+  for (int i = 0; i < 16; i++) sum += a[i];
+  out[tid()] = sum;
+}
 KERNEL lds_exchange(int* out, int wait) {
   SHARED int x[256];
   x[tid()] = tid();
@@ -159,6 +164,10 @@ def test_a_sanitizer_catches_its_fault_and_nothing_else(check, kernel, items, ba
 @pytest.mark.parametrize(("kernel", "items", "good"), [(c[1], c[2], c[4]) for c in CASES])
 def test_all_sanitizers_together_accept_every_good_kernel(kernel, items, good):
     launch(list(CHECKS), kernel, items, good)
+
+
+def test_the_widest_scalar_loads_are_followed():
+    launch(list(CHECKS), "sum_of_sixteen", 256, ("zeroed", "zeroed"))
 
 
 def test_exchange_within_a_wave_needs_no_barrier():
