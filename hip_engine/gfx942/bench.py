@@ -23,6 +23,7 @@ from hip_engine.gfx942 import jit
 from hip_engine.gfx942.code_object import CodeObject
 from hip_engine.gfx942.device import EmulatedDevice
 from hip_engine.gfx942.disassembly import disassemble
+from hip_engine.gfx942.sanitizer import CHECKS
 from hip_engine.launcher import ATTENTION_CHUNK, Launcher
 from hip_engine.toolchain import find_compiler, run
 
@@ -82,13 +83,16 @@ def build(source: str) -> bytes:
         return path.with_suffix(".co").read_bytes()
 
 
-def median_seconds(function: Callable[[], LaunchRecord | None]) -> float:
+def median_seconds(
+    function: Callable[[], LaunchRecord | None], clock: Callable[[], float] = time.process_time
+) -> float:
+    """Of REPEATS calls after a first one; CPU seconds of this process unless told otherwise."""
     function()
     times = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        start = clock()
         function()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
@@ -159,8 +163,8 @@ extern "C" __attribute__((global)) void straight(float* c) {{
 class Attention:
     """Decode attention of one token over S slots, fp16 cache, as the engine launches it."""
 
-    def __init__(self, threads: int | None):
-        self.device = EmulatedDevice(threads=threads)
+    def __init__(self, threads: int | None, **options):
+        self.device = EmulatedDevice(threads=threads, **options)
         instance = kernels.Instance(H, "f16")
         self.launcher = Launcher(self.device, kernels.build(instance=instance))
         rng = np.random.default_rng(1)
@@ -220,12 +224,33 @@ def attention_rate() -> Row:
     return Row(what, f"{rate:.0f} M wave instr/s", ">= 100", bound)
 
 
+def checks_cost() -> list[Row]:
+    """Counters and sanitizers on the attention kernels, one core, against the same without."""
+    plain = median_seconds(Attention(threads=1).launch)
+    counted = median_seconds(Attention(threads=1, counters=True).launch)
+    rows = [Row("counters / none", f"{counted / plain:.2f} x", "< 2", "lines and banks of a load")]
+    bounds = {
+        "memory": "the observer's call; bounds are always checked",
+        "init": "a bit a lane and register, a mark a byte",
+        "race": "a record of 8 bytes a byte",
+        "waitcnt": "two counters a register",
+        "align": "the observer's call",
+    }
+    for names in (*((name,) for name in CHECKS), tuple(CHECKS)):
+        slow = median_seconds(Attention(threads=1, sanitize=names).launch)
+        what = f"sanitize={','.join(names)} / none"
+        bound = bounds[names[0]] if len(names) == 1 else "their sum, the observer called once"
+        rows.append(Row(what, f"{slow / plain:.2f} x", "<= 10", bound))
+    off = "as measured above: the code has no call"
+    return [Row("sanitizers off / none", "1 x", "1", off), *rows]
+
+
 def against_torch() -> list[Row]:
     """The same decode attention through torch on the same cores, in the dtypes of each."""
     import torch
 
     attention = Attention(threads=None)
-    ours = median_seconds(attention.launch)
+    ours = median_seconds(attention.launch, time.perf_counter)
     rows = [Row(f"emulated decode attention, {SHAPE}", f"{ours * 1e3:.1f} ms", "", "two cores")]
     for dtype in (torch.float16, torch.float32):
         query = torch.from_numpy(attention.q_NH)[None, :, None].to(dtype)
@@ -235,7 +260,7 @@ def against_torch() -> list[Row]:
         attend = functools.partial(
             torch.nn.functional.scaled_dot_product_attention, query, key, value, enable_gqa=True
         )
-        theirs = median_seconds(attend)
+        theirs = median_seconds(attend, time.perf_counter)
         name = str(dtype).removeprefix("torch.")
         rows.append(Row(f"torch SDPA, {name}", f"{theirs * 1e3:.1f} ms", "", "two cores"))
         rows.append(Row(f"emulated / torch {name}", f"{ours / theirs:.2f} x", "<= 10", ""))
@@ -246,8 +271,9 @@ def main() -> None:
     table = Table("figure", "measured", "bar", "bounded by", title="The emulated MI300X")
     for measure in (fma_rate, mfma_cost, cold_translation, attention_rate):
         table.add_row(*measure())
-    for row in against_torch():
-        table.add_row(*row)
+    for measure in (checks_cost, against_torch):
+        for row in measure():
+            table.add_row(*row)
     Console().print(table)
 
 
