@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from greta_jax.bounds import BOUNDS, bound
+from greta_jax.architectures import ARCHITECTURES
+from greta_jax.bounds import bound
 from greta_jax.errors import PrecisionError
+from greta_jax.graph import FINAL_NORM, LOGITS, layer_ops
 from greta_jax.model import Oracle
+from greta_jax.op_bounds import OP_BOUNDS
 from greta_jax.precision import Policy
 from greta_jax.replay import INPUTS, replay
 from greta_jax.taps import SITES
@@ -176,8 +179,10 @@ def test_too_long_a_sum_has_an_infinite_bound_and_no_wrong_one(oracle):
     assert np.all(np.isinf(limit))
 
 
-def test_every_site_has_a_bound():
-    assert set(BOUNDS) == set(SITES)
+def test_every_op_of_every_architecture_has_a_bound():
+    tables = [layer_ops(row, scaled) for row in ARCHITECTURES.values() for scaled in (False, True)]
+    rows = {op.function.__name__ for table in tables for op in (*table, FINAL_NORM, LOGITS)}
+    assert rows == set(OP_BOUNDS)
 
 
 def test_unknown_declaration_is_refused_by_name(oracle):

@@ -7,6 +7,7 @@ import pytest
 
 from greta_jax import graph, ops
 from greta_jax.model import Oracle
+from greta_jax.op_bounds import OP_BOUNDS
 from greta_jax.precision import Policy
 from greta_jax.selfcheck import LAWS, selfcheck
 
@@ -68,6 +69,9 @@ MISTAKES = {
 def test_a_mistake_in_the_oracle_makes_a_law_fail(tiny_path, monkeypatch, site, mistake):
     broken = tuple(
         replace(op, function=mistake) if op.site == site else op for op in graph.LAYER_OPS
+    )
+    monkeypatch.setitem(
+        OP_BOUNDS, mistake.__name__, OP_BOUNDS[graph.LAYER_OP[site].function.__name__]
     )
     for op in broken:
         monkeypatch.setitem(graph.LAYER_OP, op.site, op)

@@ -1,0 +1,128 @@
+"""What an engine declares about the arithmetic of one op, and what its roundings may then do."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from greta_jax.errors import PrecisionError
+from greta_jax.precision import STORES, check_order, smallest_normal, unit_roundoff
+
+EXP_ULP = 4
+"""Default error of an exponential or tanh in ulp: a software exp2 keeps well under it."""
+
+
+@dataclass(frozen=True)
+class OpPrecision:
+    """What an engine declares about one op.
+
+    store, accumulate: dtypes of the result and of the arithmetic.
+    order: how its sums run, as in a Policy; the bound then follows the partial sums. None: unknown.
+    chain: with an unknown order, the longest chain of additions that a term of a sum goes through
+    (None: the sum's length, that is, any order). operand: dtype that the factors of products are
+    rounded to first (None: used as given).
+    exp_ulp: error of its exponential, or tanh. rescales: how often an online softmax may rescale
+    its partial sums (None: at every slot; 0: the maximum is known before the sum starts).
+    angle: dtype of the angles of a rotation, their frequencies made as powers or as repeated
+    products (None: fp64, and only the table of cosines and sines is rounded).
+    failure: None for the certain bound; else the probability, an element, that roundings that are
+    independent and of mean zero exceed it (Higham and Mary 2019, theorem 2.4: sqrt(n) for n).
+    """
+
+    store: str = "float32"
+    accumulate: str = "float32"
+    order: str | None = None
+    chain: int | None = None
+    operand: str | None = None
+    exp_ulp: float = EXP_ULP
+    rescales: int | None = None
+    angle: str | None = None
+    failure: float | None = None
+
+    def __post_init__(self):
+        if self.store not in STORES:
+            raise PrecisionError(f"store {self.store!r} is unknown", remedy=f"use one of {STORES}")
+        if self.order is not None:
+            check_order(self.order)
+            if self.order == "native" or self.order.startswith("mfma"):
+                raise PrecisionError(
+                    f"no bound follows the partial sums of order {self.order!r}",
+                    remedy="declare sequential, pairwise or split:<C>; or chain and operand",
+                )
+
+    @classmethod
+    def of(cls, declared: "OpPrecision | dict[str, Any]") -> "OpPrecision":
+        """From a mapping of plain strings. Raises PrecisionError for an unknown key or dtype."""
+        if isinstance(declared, cls):
+            return declared
+        unknown = set(declared) - {f.name for f in fields(cls)}
+        if unknown:
+            raise PrecisionError(
+                f"unknown precision keys {sorted(unknown)}",
+                remedy=f"known are {', '.join(f.name for f in fields(cls))}",
+            )
+        return cls(**declared)
+
+    @property
+    def u(self) -> float:
+        """Unit roundoff of the arithmetic, plus that of the fp64 reference itself."""
+        return unit_roundoff(self.accumulate) + unit_roundoff("float64")
+
+    @property
+    def operand_error(self) -> float:
+        """Relative error of a product whose two factors were rounded first."""
+        if self.operand is None:
+            return 0.0
+        return math.expm1(2 * math.log1p(unit_roundoff(self.operand)))
+
+    @property
+    def tiny(self) -> float:
+        """What one operation may lose to flushing a subnormal."""
+        return smallest_normal(self.accumulate)
+
+    @property
+    def largest(self) -> float:
+        """Beyond this, the arithmetic overflows."""
+        return float(jnp.finfo(self.accumulate).max)
+
+    def gamma(self, roundings: float) -> float:
+        """n*u/(1-n*u): relative error after that many roundings; inf where the theory ends."""
+        nu = roundings * self.u
+        return nu / (1 - nu) if nu < 1 else math.inf
+
+    def growth(self, roundings: int) -> float:
+        """(1+u)^n - 1: how much that many roundings may enlarge what is already an error."""
+        return math.expm1(roundings * math.log1p(self.u))
+
+    def sum_error(self, terms: int, extra: int = 0) -> float:
+        """Relative error, on sum|a||b|, of a dot product with `extra` roundings beside its own."""
+        chain = terms if self.chain is None else min(terms, self.chain)
+        return (1 + self._chain_error(chain + extra)) * (1 + self.operand_error) - 1
+
+    def _chain_error(self, roundings: int) -> float:
+        if self.failure is None:
+            return self.gamma(roundings)
+        exponent = self.spread(roundings) * math.sqrt(roundings) * self.u
+        exponent = exponent / (1 - self.u) + roundings * self.u**2 / (1 - self.u)
+        return min(math.expm1(exponent), self.gamma(roundings))
+
+    def spread(self, roundings: int) -> float:
+        """How many root mean squares the declared probability of failure allows a sum of errors."""
+        return math.sqrt(2 * math.log(2 * roundings / self.failure))
+
+    def stored(self, ref: np.ndarray, error: np.ndarray) -> np.ndarray:
+        """The error after the result is rounded to its storage; inf where it may overflow."""
+        size = np.abs(ref) + error
+        if self.store == "int8":
+            # x / scale, its rounding to an integer, and the product are one step of the scale.
+            step = size.max(axis=-1, keepdims=True) / 127 * (1 + 4 * unit_roundoff("float32"))
+            return error + step * (0.5 + 127 * 4 * self.u)
+        info = jnp.finfo(self.store)
+        subnormal = float(np.asarray(info.smallest_subnormal, np.float64))
+        rounding = unit_roundoff(self.store) + unit_roundoff("float64")
+        largest = float(info.max)
+        if self.store.startswith("float8"):
+            return error + rounding * size + subnormal + np.maximum(size - largest, 0)
+        return np.where(size > largest, np.inf, error + rounding * size + subnormal)
