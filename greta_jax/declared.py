@@ -116,13 +116,17 @@ class OpPrecision:
         """The error after the result is rounded to its storage; inf where it may overflow."""
         size = np.abs(ref) + error
         if self.store == "int8":
-            # x / scale, its rounding to an integer, and the product are one step of the scale.
+            # Half a step of the scale; it, the quotient and the product round in the arithmetic.
+            # A scale that is flushed loses everything.
             step = size.max(axis=-1, keepdims=True) / 127 * (1 + 4 * unit_roundoff("float32"))
-            return error + step * (0.5 + 127 * 4 * self.u)
+            return error + step * (0.5 + 127 * 4 * self.u) + 128 * smallest_normal("float32")
         info = jnp.finfo(self.store)
-        subnormal = float(np.asarray(info.smallest_subnormal, np.float64))
+        # A format of fp32's range is flushed with it; in a narrower one subnormals are kept.
+        flushed = smallest_normal(self.store) <= smallest_normal("float32")
+        least = info.smallest_normal if flushed else info.smallest_subnormal
         rounding = unit_roundoff(self.store) + unit_roundoff("float64")
+        rounded = error + rounding * size + float(np.asarray(least, np.float64))
         largest = float(info.max)
         if self.store.startswith("float8"):
-            return error + rounding * size + subnormal + np.maximum(size - largest, 0)
-        return np.where(size > largest, np.inf, error + rounding * size + subnormal)
+            return rounded + np.maximum(size - largest, 0)
+        return np.where(size > largest, np.inf, rounded)

@@ -89,7 +89,8 @@ def _norm(case: Case, x: np.ndarray, ref: np.ndarray) -> np.ndarray:
     root = np.where(share < 1, 1 / np.sqrt(1 - np.minimum(share, 1)) - 1, np.inf)
     overflows = squares.sum(axis=-1, keepdims=True) * (1 + share) > p.largest
     relative = (1 + np.where(overflows, np.inf, root)) * (1 + p.gamma(5)) - 1
-    return relative * np.abs(ref) + p.tiny * (1 + np.abs(x) / np.sqrt(mean)[..., None])
+    gain = np.abs(case.weight(case.op.weights[0])).max() / np.sqrt(mean)[..., None]
+    return relative * np.abs(ref) + p.tiny * (1 + 2 * gain)
 
 
 def projection(case: Case) -> np.ndarray:
@@ -293,16 +294,16 @@ def geglu(case: Case) -> np.ndarray:
 
 
 def add(case: Case) -> np.ndarray:
-    """One rounding."""
-    return case.precision.u * np.abs(case.ref) + case.precision.tiny
+    """One rounding; both terms and the sum may be flushed."""
+    return case.precision.u * np.abs(case.ref) + 3 * case.precision.tiny
 
 
 def add_scaled(case: Case) -> np.ndarray:
     """The scale's constant and product, and the sum."""
     p = case.precision
     part = np.abs(case.tensor(case.op.inputs[1]) * case.cfg.residual_scale)
-    error = p.gamma(2) * part + p.tiny
-    return error + p.u * (np.abs(case.ref) + error) + p.tiny
+    error = p.gamma(2) * part + 2 * p.tiny
+    return error + p.u * (np.abs(case.ref) + error) + 3 * p.tiny
 
 
 OP_BOUNDS = {

@@ -317,7 +317,7 @@ def layer_tensors(row: Architecture) -> dict[str, Tensor]:
 
 
 def _expected_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    shape_of = partial(_file_shape, config.dimensions)
+    shape_of = partial(file_shape, config.dimensions)
     for tensor in MODEL_TENSORS.values():
         yield tensor.name, shape_of(tensor.letters)
     for layer in range(config.layers):
@@ -325,7 +325,8 @@ def _expected_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]
             yield f"blk.{layer}.{tensor.name}", shape_of(tensor.letters)
 
 
-def _file_shape(dimensions: dict[str, int], letters: str) -> tuple[int, ...]:
+def file_shape(dimensions: dict[str, int], letters: str) -> tuple[int, ...]:
+    """Sizes of the tensor that letters spell."""
     return tuple(_size(dimensions, group) for group in letters.split(","))
 
 

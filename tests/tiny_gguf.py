@@ -1,12 +1,15 @@
 """Small random llamas written as GGUF, for tests."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
+
+from greta_jax.architectures import ARCHITECTURES
+from greta_jax.weights import MODEL_TENSORS, file_shape, layer_tensors
 
 HALF_FIELDS = {T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,)}
 """Byte offsets of the fp16 scales in a block, which random bytes would make huge or NaN."""
@@ -140,6 +143,51 @@ def write_llama(path: Path, s: Shape, changes=None) -> Path:
             raw = changes(name, raw)
         if raw is not None:
             writer.add_tensor(name, raw, raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+FEATURES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "phi3": {"attention.sliding_window": 5},
+    "olmo2": {},
+    "granite": {"embedding_scale": 12.0, "residual_scale": 0.25, "logit_scale": 8.0},
+    "gemma2": {
+        "attention.sliding_window": 5,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3": {"attention.sliding_window": 5},
+}
+"""Every architecture with the keys that turn on what its GGUF files may hold."""
+
+
+def write_architecture(path: Path, name: str, s: Shape = PRIME_ISH) -> Path:
+    """A random model of another architecture, in F32."""
+    writer, rng = gguf.GGUFWriter(str(path), name), np.random.default_rng(s.seed)
+    sizes = {"block_count": s.layers, "context_length": s.context, "embedding_length": s.dim}
+    sizes |= {"feed_forward_length": s.ffn, "vocab_size": s.vocab}
+    sizes |= {"attention.head_count": s.heads, "attention.head_count_kv": s.kv_heads}
+    sizes |= {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim}
+    scales = {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": s.rope_base}
+    for key, value in (sizes | scales | FEATURES[name]).items():
+        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        add(f"{name}.{key}", value)
+    lengths = dict(
+        zip("DNKHFV", (s.dim, s.heads, s.kv_heads, s.head_dim, s.ffn, s.vocab), strict=True)
+    )
+    tensors = dict(MODEL_TENSORS)
+    for layer in range(s.layers):
+        for weight, tensor in layer_tensors(ARCHITECTURES[name]).items():
+            tensors[f"{layer} {weight}"] = replace(tensor, name=f"blk.{layer}.{tensor.name}")
+    for tensor in {tensor.name: tensor for tensor in tensors.values()}.values():
+        shape = file_shape(lengths, tensor.letters)
+        writer.add_tensor(tensor.name, random_raw(rng, shape, T.F32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -45,7 +45,7 @@ def _peers(found: dict[str, dict]) -> str:
     heads = ["model, process", "ours s", "2nd pass s", "peak GiB", "transformers s", "2nd pass s"]
     heads += ["peak GiB", "time x", "memory x", "2nd pass x"]
     title = "From GGUF file to a tensor a layer and logits (x: transformers over ours)"
-    return _table(title, heads, rows)
+    return aligned(title, heads, rows)
 
 
 def _passes(found: dict[str, dict]) -> str:
@@ -75,7 +75,7 @@ def _passes(found: dict[str, dict]) -> str:
     heads = ["model", "T", "weights", "first s", "again s", "layer ms", "worst ms", "head ms"]
     heads += ["to host s", "TFLOP/s", "of rate", "products s", "x products"]
     heads += ["tapped x", "peak GiB", "bit-equal"]
-    return "\n".join([_table("The oracle, layer by layer", heads, rows), *notes]) if rows else ""
+    return "\n".join([aligned("The oracle, layer by layer", heads, rows), *notes]) if rows else ""
 
 
 def _ratio(seconds: float | None, one: dict) -> str:
@@ -97,7 +97,7 @@ def _torch(found: dict[str, dict]) -> str:
             row.append(f"{answer.get('device_bytes', 0) / GiB:.1f}")
             rows.append(row)
     heads = ["plain torch", "T", "first s", "again s", "decode/s", "matrix TFLOP/s", "peak GiB"]
-    return _table("Plain torch, weights resident", heads, rows)
+    return aligned("Plain torch, weights resident", heads, rows)
 
 
 def _judged(found: dict[str, dict]) -> str:
@@ -118,7 +118,7 @@ def _judged(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def _table(title: str, heads: list[str], rows: list[list]) -> str:
+def aligned(title: str, heads: list[str], rows: list[list]) -> str:
     if not rows:
         return ""
     lines = [[str(cell) for cell in row] for row in (heads, *rows)]
