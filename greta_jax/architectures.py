@@ -17,8 +17,9 @@ class Architecture:
     activation. fused: attn_qkv and ffn_up hold several matrices, one after the other.
     embed_by_sqrt_dim: embeddings are multiplied by sqrt(D). window_every: of this many layers the
     last sees everything and the others a sliding window (1: every layer has the window).
-    window_rope_base: RoPE base of the windowed layers (0: the model's). wide_scale_layers: the
-    layer count of the one size whose scores are scaled by (D/N)^-1/2 instead of H^-1/2.
+    window_unscaled: windowed layers have no RoPE scaling; window_rope_base: RoPE base of theirs (0:
+    the model's). wide_scale_layers: the layer count of the one size whose scores are scaled by
+    (D/N)^-1/2 instead of H^-1/2. experts: the ffn is a mixture of experts.
     """
 
     name: str
@@ -31,19 +32,31 @@ class Architecture:
     fused: bool = False
     embed_by_sqrt_dim: bool = False
     window_every: int = 1
+    window_unscaled: bool = False
     window_rope_base: float = 0.0
     wide_scale_layers: int = 0
+    experts: bool = False
 
 
 ARCHITECTURES = {
     row.name: row
     for row in (
         Architecture("llama"),
+        Architecture("llama-moe", experts=True),
         Architecture("granite"),
         Architecture("qwen2", rope="halves", qkv_bias=True),
         Architecture("qwen3", rope="halves", qk_norm="head"),
+        Architecture("qwen3moe", rope="halves", qk_norm="head", experts=True),
         Architecture("phi3", rope="halves", fused=True),
-        Architecture("olmo2", rope="halves", qk_norm="all", pre_norms=False, post_norms=True),
+        Architecture(
+            "olmo2",
+            rope="halves",
+            qk_norm="all",
+            pre_norms=False,
+            post_norms=True,
+            window_every=4,
+            window_unscaled=True,
+        ),
         Architecture(
             "gemma2",
             rope="halves",
@@ -61,12 +74,15 @@ ARCHITECTURES = {
             gate="gelu",
             embed_by_sqrt_dim=True,
             window_every=6,
+            window_unscaled=True,
             window_rope_base=10000.0,
             wide_scale_layers=62,
         ),
     )
 }
-"""MoE, MLA, recurrent and encoder architectures are refused by name."""
+"""By `general.architecture`; "llama-moe" is what llama becomes with `expert_count` (Mixtral). MLA,
+shared experts, recurrent and encoder architectures are refused by name. llama.cpp knows no window
+in llama and phi3 files and computes without; here it is obeyed, as by transformers."""
 
 NUMBER_KEYS = {
     "attention.scale": "score_scale",

@@ -1,5 +1,6 @@
 """The model's hyperparameters, from GGUF keys: each key is used, ignored by name, or refused."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,9 +8,12 @@ import numpy as np
 
 from greta_jax.architectures import ARCHITECTURES, NUMBER_KEYS, Architecture
 from greta_jax.errors import ConfigError
+from greta_jax.rope import SCALINGS, Rope, RopeScaling
 
 IGNORED_PREFIXES = ("general.", "tokenizer.", "quantize.imatrix.", "split.")
 """Descriptions, the tokenizer's keys (see greta_jax.tokenizer), and the quantiser's notes."""
+SOFTMAX_GATING = 1
+"""gguf.ExpertGatingFuncType.SOFTMAX."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,12 @@ class LayerConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    experts_used: int = 0
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A complete description of a dense Llama. Dimension letters as in WORKSPACE_NOTES.md."""
+    """A complete description of a Llama. Dimension letters as in WORKSPACE_NOTES.md."""
 
     architecture: str
     layers: int
@@ -43,8 +48,11 @@ class LlamaConfig:
     context: int
     rms_eps: float
     rope_base: float
+    rope_dim: int
+    rope_scaling: RopeScaling | None = None
     rope_factors: tuple[float, ...] | None = None
-    """Divisors of the rotation frequencies (`rope_freqs.weight` of Llama 3.1), H/2 of them."""
+    """Divisors of the rotation frequencies, from a tensor of the file, rope_dim/2 of them."""
+    window_rope_base: float = 0.0
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
@@ -52,6 +60,9 @@ class LlamaConfig:
     residual_scale: float = 1.0
     embed_scale: float = 1.0
     window: int | None = None
+    window_every: int = 1
+    experts: int = 0
+    experts_used: int = 0
 
     @property
     def row(self) -> Architecture:
@@ -60,7 +71,7 @@ class LlamaConfig:
 
     def windowed(self, layer: int) -> bool:
         """True if the layer's attention sees a sliding window only."""
-        every = self.row.window_every
+        every = self.window_every
         return self.window is not None and (every == 1 or (layer + 1) % every != 0)
 
     @property
@@ -74,6 +85,7 @@ class LlamaConfig:
             "H": self.head_dim,
             "F": self.ffn,
             "V": self.vocab,
+            "E": self.experts,
         }
 
     def layer(self, layer: int) -> LayerConfig:
@@ -91,25 +103,23 @@ class LlamaConfig:
             self.residual_scale,
             self.logit_scale,
             self.logit_cap,
+            self.experts_used,
         )
 
     def rotation(self, positions_T: np.ndarray, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Cosine and sine [T, H/2], fp64, of position * base^(-2i/H) / factor_i (RoFormer)."""
-        angle_TR = np.asarray(positions_T, np.float64)[:, None] * self.frequencies(layer)[None, :]
-        return np.cos(angle_TR), np.sin(angle_TR)
+        """Cosine and sine [T, R] in fp64, R = rope_dim/2."""
+        return self.rope_of(layer).tables(positions_T)
 
     def frequencies(self, layer: int = 0) -> np.ndarray:
-        """Radians a position by which each of the H/2 pairs of a head turns."""
-        exponent = -2.0 * np.arange(self.head_dim // 2) / self.head_dim
-        frequency = np.float64(self.rope_base_of(layer)) ** exponent
-        if self.rope_factors is not None:
-            frequency = frequency / np.asarray(self.rope_factors, np.float64)
-        return frequency
+        """Radians a position by which each of the R pairs of a head turns."""
+        return self.rope_of(layer).frequencies()
 
-    def rope_base_of(self, layer: int) -> float:
-        """RoPE's base in one layer."""
-        local = self.row.window_rope_base
-        return local if local and self.windowed(layer) else self.rope_base
+    def rope_of(self, layer: int) -> Rope:
+        """The rotation of one layer."""
+        local = self.windowed(layer)
+        base = self.window_rope_base if local and self.window_rope_base else self.rope_base
+        scaling = None if local and self.row.window_unscaled else self.rope_scaling
+        return Rope(base, self.rope_dim, scaling, self.rope_factors)
 
     @classmethod
     def from_gguf(cls, metadata: dict[str, Any], where: str = "metadata") -> "LlamaConfig":
@@ -140,16 +150,25 @@ class _KeyReader:
         if value is None:
             raise self.fail(f"key {key!r} is missing", "convert the model again")
         accepted = (int, float) if kind is float else int
-        if isinstance(value, bool) or not isinstance(value, accepted) or not value > 0:
+        number = isinstance(value, accepted) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
             raise self.fail(f"{key} is {value!r}", f"it must be a positive {kind.__name__}")
         return kind(value)
+
+    def option(self, name: str, kind: type, default=None):
+        """As `take`, but the default where the key is missing or 0, which some converters write."""
+        key = f"{self.architecture}.{name}"
+        self.unused.discard(key)
+        value = self.metadata.get(key)
+        given = value is not None and not (isinstance(value, int) and value == 0)
+        return self.take(name, kind) if given else default
 
     def require(self, condition: bool, what: str) -> None:
         if not condition:
             raise self.fail(f"contradictory keys: {what}", "convert the model again")
 
     def config(self) -> LlamaConfig:
-        if self.architecture not in ARCHITECTURES:
+        if not isinstance(self.architecture, str) or self.architecture not in ARCHITECTURES:
             raise self.fail(
                 f"architecture {self.architecture!r} is not supported",
                 f"supported: {', '.join(ARCHITECTURES)}",
@@ -162,25 +181,33 @@ class _KeyReader:
         rope_dim = self.take("rope.dimension_count", int, head_dim)
         self.require(head_dim % 2 == 0, f"a head of {head_dim} cannot be rotated in pairs")
         self.require(value_dim == head_dim, f"key_length {head_dim}, value_length {value_dim}")
-        self.require(rope_dim == head_dim, f"heads of {head_dim}, rope.dimension_count {rope_dim}")
+        part = rope_dim < head_dim and ARCHITECTURES[self.architecture].rope == "halves"
+        self.require(
+            rope_dim % 2 == 0 and (part or rope_dim == head_dim),
+            f"heads of {head_dim}, rope.dimension_count {rope_dim}",
+        )
         has_key = f"{self.architecture}.attention.key_length" in self.metadata
         self.require(
             has_key or dim % heads == 0,
             f"embedding_length {dim} over {heads} heads, no attention.key_length",
         )
+        context = self.take("context_length", int)
+        experts = self.experts()
         config = LlamaConfig(
-            architecture=self.architecture,
             layers=self.take("block_count", int),
             dim=dim,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            ffn=self.take("feed_forward_length", int),
             vocab=self.vocab(),
-            context=self.take("context_length", int),
+            context=context,
             rms_eps=self.take("attention.layer_norm_rms_epsilon", float),
             rope_base=self.take("rope.freq_base", float, 10000.0),
-            window=self.window(),
+            rope_dim=rope_dim,
+            rope_scaling=self.scaling(context),
+            window=self.option("attention.sliding_window", int),
+            **self.windows(),
+            **experts,
             **self.numbers(dim),
         )
         if self.unused:
@@ -190,10 +217,71 @@ class _KeyReader:
             )
         return config
 
-    def window(self) -> int | None:
-        """The sliding window, which Mistral's first models and Gemma have."""
-        key = f"{self.architecture}.attention.sliding_window"
-        return self.take("attention.sliding_window", int) if key in self.metadata else None
+    def experts(self) -> dict[str, Any]:
+        """The architecture's row, the ffn's size, and the experts if it has any."""
+        row, ffn = self.architecture, self.take("feed_forward_length", int)
+        count, used = self.option("expert_count", int, 0), self.option("expert_used_count", int, 0)
+        if count and row == "llama":
+            row = "llama-moe"
+        if not ARCHITECTURES[row].experts:
+            self.require(not count and not used, f"a {row} model with {count} experts")
+            return {"architecture": row, "ffn": ffn}
+        gating = self.option("expert_gating_func", int, SOFTMAX_GATING)
+        self.require(0 < used <= count, f"{used} of {count} experts are used")
+        self.require(gating == SOFTMAX_GATING, f"expert_gating_func {gating} is no softmax")
+        ffn = self.option("expert_feed_forward_length", int, ffn)
+        return {"architecture": row, "ffn": ffn, "experts": count, "experts_used": used}
+
+    def windows(self) -> dict[str, Any]:
+        """Which layers have the window, and the RoPE base of theirs."""
+        row, key = ARCHITECTURES[self.architecture], "attention.sliding_window_pattern"
+        base = self.option("rope.freq_base_swa", float, row.window_rope_base)
+        pattern = self.metadata.get(f"{self.architecture}.{key}")
+        every = row.window_every
+        if isinstance(pattern, np.ndarray):
+            self.unused.discard(f"{self.architecture}.{key}")
+            wide = [i + 1 for i, windowed in enumerate(pattern.tolist()) if not windowed]
+            every = wide[0] if wide else 1
+            expected = [every > 1 and i % every == 0 for i in range(1, len(pattern) + 1)]
+            told = [not windowed for windowed in pattern.tolist()]
+            self.require(told == expected, f"{key} has no period")
+        elif pattern is not None:
+            every = self.take(key, int)
+            self.require(every > 1, f"{key} {every}")
+        return {"window_every": every, "window_rope_base": base}
+
+    def scaling(self, context: int) -> RopeScaling | None:
+        """How RoPE is scaled, by llama.cpp's keys; None if it is not."""
+        kind = self.metadata.get(f"{self.architecture}.rope.scaling.type", "linear")
+        for name in ("rope.scaling.type", "rope.scaling.finetuned"):
+            self.unused.discard(f"{self.architecture}.{name}")
+        if kind not in SCALINGS:
+            raise self.fail(
+                f"{self.architecture}.rope.scaling.type is {kind!r}", f"use {', '.join(SCALINGS)}"
+            )
+        factor = self.option("rope.scaling.factor", float, self.option("rope.scale_linear", float))
+        scaling = RopeScaling(
+            kind,
+            1.0 if factor is None or kind == "none" else factor,
+            self.option("rope.scaling.attn_factor", float, 1.0),
+            self.option("rope.scaling.original_context_length", int, context),
+            self.option("rope.scaling.yarn_beta_fast", float, 32.0),
+            self.option("rope.scaling.yarn_beta_slow", float, 1.0),
+        )
+        self.check_yarn(scaling)
+        return None if scaling == RopeScaling(kind, original_context=context) else scaling
+
+    def check_yarn(self, scaling: RopeScaling) -> None:
+        """Refuses what llama.cpp and transformers read differently or not at all."""
+        ext = self.option("rope.scaling.yarn_ext_factor", float, 1.0)
+        self.require(ext == 1 or scaling.kind != "yarn", f"yarn_ext_factor {ext} is not 1")
+        own = RopeScaling(scaling.kind, scaling.factor).magnitude
+        told = self.option("rope.scaling.yarn_attn_factor", float, own)
+        agree = abs(told - own) <= own * float(np.finfo(np.float32).eps)
+        self.require(
+            agree,
+            f"yarn_attn_factor {told}, which llama.cpp takes for {own} and transformers obeys",
+        )
 
     def numbers(self, dim: int) -> dict[str, float]:
         """The optional multipliers and caps that are there."""
@@ -209,7 +297,7 @@ class _KeyReader:
     def vocab(self) -> int:
         """Rows of the embedding: the key if there is one; the token list must not contradict it."""
         tokens = self.metadata.get("tokenizer.ggml.tokens")
-        listed = None if tokens is None else len(tokens)
+        listed = len(tokens) if isinstance(tokens, list) else None
         vocab = self.take("vocab_size", int, listed)
         self.require(listed in (None, vocab), f"vocab_size {vocab}, but {listed} tokens listed")
         return vocab

@@ -53,6 +53,16 @@ LAYER_OPS = (
     Op("ffn.down", ("ffn.act",), ("down_DF",), ops.project, "D"),
     Op("resid.out", ("resid.mid", "ffn.down"), (), ops.add),
 )
+EXPERT_OPS = (
+    Op("ffn.router", ("ffn.norm",), ("router_ED",), ops.project, "E"),
+    Op("ffn.route", ("ffn.router",), (), ops.choose_experts),
+    Op("ffn.gate", ("ffn.norm",), ("gate_EFD",), ops.project, "EF"),
+    Op("ffn.up", ("ffn.norm",), ("up_EFD",), ops.project, "EF"),
+    Op("ffn.act", ("ffn.gate", "ffn.up"), (), ops.swiglu),
+    Op("ffn.experts", ("ffn.act",), ("down_EDF",), ops.project_by_expert),
+    Op("ffn.down", ("ffn.experts", "ffn.route"), (), ops.mix_experts),
+)
+"""A mixture of experts in place of ffn.gate to ffn.down; all of them compute every token."""
 LAYER_OP = {op.site: op for op in LAYER_OPS}
 FINAL_NORM = Op("final.norm", ("resid.in",), ("final_norm_D",), ops.rms_norm)
 LOGITS = Op("logits", ("final.norm",), ("unembed_VD",), ops.unembed, "V")
@@ -80,10 +90,10 @@ Attention also takes `positions` (T); left out, the queries are the last T posit
 def layer_ops(row: Architecture, scaled_residual: bool) -> tuple[Op, ...]:
     """The table of one architecture: llama's, changed where the row says so, in dataflow order.
 
-    Sites that llama does not have: `attn.q_norm`, `attn.k_norm`, `attn.post_norm`, `ffn.post_norm`.
+    Sites that llama does not have: EXTRA_SITES of greta_jax.taps.
     """
     table = []
-    for op in LAYER_OPS:
+    for op in _with_experts() if row.experts else LAYER_OPS:
         if op.site in BIASED and row.qkv_bias:
             op = replace(op, bias=BIASED[op.site])
         if not row.pre_norms:
@@ -108,6 +118,11 @@ def layer_ops(row: Architecture, scaled_residual: bool) -> tuple[Op, ...]:
                 op = replace(op, function=ops.add_scaled)
         table.append(op)
     return tuple(table)
+
+
+def _with_experts() -> tuple[Op, ...]:
+    at, after = (LAYER_OPS.index(LAYER_OP[site]) for site in ("ffn.gate", "resid.out"))
+    return (*LAYER_OPS[:at], *EXPERT_OPS, *LAYER_OPS[after:])
 
 
 def _qk_norm(row: Architecture, source: str) -> Op:

@@ -74,17 +74,33 @@ class Oracle:
         self.file, self.config, self.weights, self.policy = file, config, weights, policy
 
     @classmethod
-    def open(cls, path: str | Path, policy: Policy, resident: bool | None = None) -> "Oracle":
+    def open(
+        cls,
+        path: str | Path,
+        policy: Policy,
+        resident: bool | None = None,
+        context: int | None = None,
+    ) -> "Oracle":
         """Reads the header and checks keys and tensors; weights are decoded when first needed.
 
         `resident`: keep decoded weights in memory (None: if they take less than a quarter of it).
+        `context`: the most tokens of a run (None: the model's context). As in llama.cpp, it chooses
+        between the short and the long RoPE factors of files that have both.
 
         Raises:
           GgufError, TensorError, ConfigError: the file is not a model that can be computed.
+          ContextOverflow: `context` is more than the model's.
         """
         file = GgufFile(path)
         config = LlamaConfig.from_gguf(file.metadata, file.path)
-        config = replace(config, rope_factors=rope_factors(file, config.head_dim))
+        if context is not None and not 0 < context <= config.context:
+            raise ContextOverflow(
+                f"a context of {context} is not within the model's of {config.context}",
+                where=file.path,
+                remedy="ask for less",
+            )
+        config = replace(config, context=context or config.context)
+        config = replace(config, rope_factors=rope_factors(file, config))
         return cls(file, config, ModelWeights(file, config, weight_store(policy), resident), policy)
 
     def with_policy(self, policy: Policy) -> "Oracle":
@@ -144,7 +160,7 @@ class Oracle:
         """One layer: every op of the table, in order."""
         self.weights.send_ahead(layer)
         tensors = {**run.sources, "resid.in": run.x_TD}
-        tensors["rotation"] = run.sources["rotation"][self.config.rope_base_of(layer)]
+        tensors["rotation"] = run.sources["rotation"][self.config.rope_of(layer)]
         for op in self.ops:
             value = self.apply(op, layer, tensors)
             if op.site in KV_SITES:
@@ -176,13 +192,11 @@ class Oracle:
         return layer_ops(self.config.row, self.config.residual_scale != 1.0)
 
     def sources(self, positions_T: np.ndarray) -> dict[str, Any]:
-        """The positions, and their rotations by RoPE base, made in fp64 on the host."""
-        rotations = {}
-        for layer in range(self.config.layers):
-            base = self.config.rope_base_of(layer)
-            if base not in rotations:
-                tables = self.config.rotation(positions_T, layer)
-                rotations[base] = tuple(jnp.asarray(table) for table in tables)
+        """The positions, and their rotations by Rope, made in fp64 on the host."""
+        ropes = {self.config.rope_of(layer) for layer in range(self.config.layers)}
+        rotations = {
+            rope: tuple(jnp.asarray(table) for table in rope.tables(positions_T)) for rope in ropes
+        }
         return {"positions": jnp.asarray(positions_T, jnp.int32), "rotation": rotations}
 
     def apply(self, op: Op, layer: int, tensors: dict) -> jax.Array:

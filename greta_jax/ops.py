@@ -64,6 +64,31 @@ def soft_cap(x, cap: float | None):
     return x.dtype.type(cap) * jnp.tanh(x / x.dtype.type(cap))
 
 
+def choose_experts(cfg: LayerConfig, how: Arithmetic, router_TE):
+    """Softmax over the experts, the largest kept and made to sum to 1 (Mixtral); 0 elsewhere."""
+    probs_TE = attend_probs(cfg, how, router_TE)
+    _, chosen_TX = jax.lax.top_k(probs_TE, cfg.experts_used)
+    expert_11E = jnp.arange(probs_TE.shape[1], dtype=chosen_TX.dtype)[None, None]
+    kept_TE = jnp.any(expert_11E == chosen_TX[..., None], axis=1)
+    weight_TE = jnp.where(kept_TE, probs_TE, 0)
+    return weight_TE / jnp.sum(weight_TE, axis=1, keepdims=True)
+
+
+def project_by_expert(cfg: LayerConfig, how: Arithmetic, x_TEF, *rows):
+    """Each expert's matrix (`rows` are those of all, in chunks) times its part of each token."""
+    del cfg, how
+    _, E, F = x_TEF.shape
+    down_EDF = jnp.concatenate([part.reshape(-1, F) for part in rows]).reshape(E, -1, F)
+    return jnp.einsum("TEF,EDF->TED", x_TEF, down_EDF)
+
+
+def mix_experts(cfg: LayerConfig, how: Arithmetic, x_TED, weight_TE):
+    """The experts' results by their weights; those that are not chosen do not count."""
+    del cfg, how
+    weight_TE1 = weight_TE[..., None]
+    return jnp.sum(jnp.where(weight_TE1 == 0, 0, x_TED * weight_TE1), axis=1)
+
+
 def rotate(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):
     """RoPE on interleaved pairs (2i, 2i+1), the order of Q and K rows in a llama GGUF."""
     del cfg, how
@@ -74,12 +99,16 @@ def rotate(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):
 
 
 def rotate_halves(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):
-    """RoPE on pairs (i, i + H/2), the order of every GGUF that is not llama's or granite's."""
+    """RoPE on pairs (i, i + R), the order of every GGUF that is not llama's or granite's.
+
+    Of heads longer than 2R, the elements after those stay as they are.
+    """
     del cfg, how
-    low_TNR, high_TNR = jnp.split(x_TNH, 2, axis=-1)
+    R = cos_TR.shape[1]
+    low_TNR, high_TNR, rest = jnp.split(x_TNH, (R, 2 * R), axis=-1)
     cos_T1R, sin_T1R = cos_TR[:, None, :], sin_TR[:, None, :]
     turned = (low_TNR * cos_T1R - high_TNR * sin_T1R, low_TNR * sin_T1R + high_TNR * cos_T1R)
-    return jnp.concatenate(turned, axis=-1)
+    return jnp.concatenate((*turned, rest), axis=-1)
 
 
 def attend_scores(cfg: LayerConfig, how: Arithmetic, q_TNH, k_SKH, positions_T):

@@ -91,7 +91,7 @@ class _Replayer:
             if "positions" not in self.inputs and not self.slots:
                 raise self.missing("positions", wanted_by)
             if name == "rotation":
-                return self.sources[name][self.oracle.config.rope_base_of(self.layer)]
+                return self.sources[name][self.oracle.config.rope_of(self.layer)]
             return self.sources[name]
         if name in self.table and name not in KV_SITES and wanted_by != FINAL_NORM.site:
             return self.site(name)

@@ -28,8 +28,15 @@ LAYER_SITES = (
 )
 MODEL_SITES = ("embed", "final.norm", "logits")
 SITES = ("embed", *LAYER_SITES, "final.norm", "logits")
-EXTRA_SITES = ("attn.q_norm", "attn.k_norm", "attn.post_norm", "ffn.post_norm")
-"""Layer sites of architectures other than llama; outside the contract with engines."""
+EXTRA_SITES = (
+    *("attn.q_norm", "attn.k_norm", "attn.post_norm", "ffn.post_norm"),
+    *("ffn.router", "ffn.route", "ffn.experts"),
+)
+"""Layer sites of architectures other than llama; outside the contract with engines.
+
+ffn.router TE (before the softmax), ffn.route TE (weights, 0 where an expert is not chosen),
+ffn.experts TED; with experts ffn.gate, ffn.up and ffn.act are TEF.
+"""
 MODEL_LAYER = -1
 """Layer index of `embed`, `final.norm` and `logits`."""
 

@@ -78,7 +78,15 @@ MODEL_TENSORS = {
     "final_norm_D": Tensor("output_norm.weight", "D"),
     "unembed_VD": Tensor("output.weight", "V,D"),
 }
-ROPE_FACTORS = "rope_freqs.weight"
+EXPERTS = {
+    "router_ED": Tensor("ffn_gate_inp.weight", "E,D"),
+    "gate_EFD": Tensor("ffn_gate_exps.weight", "E,F,D"),
+    "up_EFD": Tensor("ffn_up_exps.weight", "E,F,D"),
+    "down_EDF": Tensor("ffn_down_exps.weight", "E,D,F"),
+}
+DENSE_FFN = ("gate_FD", "up_FD", "down_DF")
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+"""Divisors of RoPE's frequencies: for every context (Llama 3.1), or for short and for long ones."""
 RESIDENT_SHARE = 0.25
 """Share of the machine's memory that decoded weights may take and stay."""
 
@@ -259,10 +267,11 @@ class ModelWeights:
         self._finite.add((name, layer))
 
     def _check_tensors(self) -> None:
-        expected = dict(_expected_shapes(self.config))
-        if "output.weight" not in self.file.tensors:
-            del expected["output.weight"]
-        for tensor, shape in expected.items():
+        expected = set()
+        for tensor, shape in _expected_shapes(self.config):
+            if tensor == "output.weight" and tensor not in self.file.tensors:
+                continue
+            expected.add(tensor)
             info = self.file.info(tensor)
             check_format(info.dtype)
             if info.shape != shape:
@@ -271,7 +280,7 @@ class ModelWeights:
                     where=self.file.path,
                     remedy="the file's keys and tensors disagree: convert the model again",
                 )
-        unknown = sorted(set(self.file.tensors) - set(expected) - {ROPE_FACTORS})
+        unknown = sorted(set(self.file.tensors) - expected - set(ROPE_FACTORS))
         if unknown:
             raise TensorError(
                 f"{len(unknown)} tensors have no place in a {self.config.architecture} model: "
@@ -281,18 +290,34 @@ class ModelWeights:
             )
 
 
-def rope_factors(file: GgufFile, head_dim: int) -> tuple[float, ...] | None:
-    """The divisors of the rotation frequencies, if the file has any."""
-    if ROPE_FACTORS not in file.tensors:
+def rope_factors(file: GgufFile, config: LlamaConfig) -> tuple[float, ...] | None:
+    """The divisors of the rotation frequencies in a run of that context, if the file has any.
+
+    Raises TensorError if one is missing, misshapen, or no positive number.
+    """
+    if not file.tensors.keys() & set(ROPE_FACTORS):
         return None
-    info = file.info(ROPE_FACTORS)
-    if info.shape != (head_dim // 2,):
+    always, short, long = ROPE_FACTORS
+    scaling = config.rope_scaling
+    extended = scaling is not None and config.context > scaling.original_context
+    name = always if always in file.tensors else long if extended else short
+    info, pairs = file.info(name), config.rope_dim // 2
+    check_format(info.dtype)
+    if info.shape != (pairs,):
         raise TensorError(
-            f"tensor {ROPE_FACTORS!r} has shape {info.shape}, the heads need ({head_dim // 2},)",
+            f"tensor {name!r} has shape {info.shape}, the heads need ({pairs},)",
             where=file.path,
             remedy="convert the model again",
         )
-    return tuple(np.asarray(dequantize(file.raw_rows(ROPE_FACTORS), info.dtype)).ravel().tolist())
+    factors_R = np.asarray(dequantize(file.raw_rows(name), info.dtype)).ravel()
+    bad = int(np.sum(~(np.isfinite(factors_R) & (factors_R > 0))))
+    if bad:
+        raise TensorError(
+            f"tensor {name!r} holds {bad} divisors of {pairs} that are no positive number",
+            where=file.path,
+            remedy="the file is damaged or was converted wrongly: fetch or convert it again",
+        )
+    return tuple(factors_R.tolist())
 
 
 def rows_of_chunk(columns: int) -> int:
@@ -312,7 +337,9 @@ def layer_tensors(row: Architecture) -> dict[str, Tensor]:
     table |= FUSED if row.fused else {}
     table |= BIASES if row.qkv_bias else {}
     table |= POST_NORMS if row.post_norms else {}
+    table |= EXPERTS if row.experts else {}
     absent = () if row.pre_norms else ("attn_norm_D", "ffn_norm_D")
+    absent += DENSE_FFN if row.experts else ()
     return {name: tensor for name, tensor in table.items() if name not in absent}
 
 

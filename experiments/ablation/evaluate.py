@@ -103,7 +103,7 @@ def _run_layer(lanes: Sequence[_Lane], layer: int, compare: Callable) -> None:
     """Oracle.run_layer for all lanes, op by op."""
     for lane in lanes:
         lane.tensors = {**lane.run.sources, "resid.in": lane.run.x_TD}
-        rotation = lane.run.sources["rotation"][lane.oracle.config.rope_base_of(layer)]
+        rotation = lane.run.sources["rotation"][lane.oracle.config.rope_of(layer)]
         lane.tensors["rotation"] = rotation
     for op in lanes[0].oracle.ops:
         for lane in lanes:

@@ -12,6 +12,8 @@ from greta_jax.replay import replay
 from greta_jax.taps import MODEL_SITES, Taps
 
 SINGLE = {"store": "float32", "accumulate": "float32"}
+DOUBLE = {"store": "float64", "accumulate": "float64"}
+"""Two evaluations in binary64 are each within one bound of what is right."""
 ROUNDING_ONLY = {"fp16_accumulation"}
 
 
@@ -70,7 +72,8 @@ def test_attention_without_the_newest_key_is_the_softmax_of_the_others(captured)
     oracle, site, layer, inputs, taps = question(captured, "attn.out", "decode")
     got = counterfactuals(oracle, site, layer, inputs, taps)["newest_key_missing"]
     shorter = {k: v[:-1] if k.startswith("kv") else v for k, v in inputs.items()}
-    np.testing.assert_allclose(got, replay(oracle, site, layer, shorter), rtol=0, atol=1e-13)
+    error = np.abs(got - replay(oracle, site, layer, shorter))
+    assert np.all(error <= 2 * bound(oracle, site, layer, shorter, DOUBLE)), error.max()
 
 
 def test_kv_base_of_layer_0_does_not_apply_to_layer_0(captured):

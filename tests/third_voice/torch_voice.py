@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_rope_utils
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -26,9 +26,13 @@ class DoubleTorch:
 
 
 def in_double(module) -> ExitStack:
-    """While open, `module` computes in binary64 also where it says float32 or .float()."""
+    """While open, `module` computes in binary64 also where it says float32 or .float().
+
+    So do the functions that compute RoPE's frequencies for all modules.
+    """
     stack = ExitStack()
-    stack.enter_context(mock.patch.object(module, "torch", DoubleTorch()))
+    for patched in (module, modeling_rope_utils):
+        stack.enter_context(mock.patch.object(patched, "torch", DoubleTorch()))
     stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
     return stack
 
