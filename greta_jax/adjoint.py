@@ -82,7 +82,7 @@ class _Live:
 def _forward(oracle: Oracle, sources: dict, layer: int, x_TD) -> dict:
     """Every tensor of a layer; a slab is the rows of all tokens, padding included."""
     tensors = {**sources, "resid.in": x_TD}
-    tensors["rotation"] = sources["rotation"][oracle.config.rope_base_of(layer)]
+    tensors["rotation"] = sources["rotation"][oracle.config.rope_of(layer)]
     for op in oracle.ops:
         tensors[op.site] = oracle.apply(op, layer, tensors)
     return tensors

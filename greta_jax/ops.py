@@ -66,27 +66,36 @@ def soft_cap(x, cap: float | None):
 
 def choose_experts(cfg: LayerConfig, how: Arithmetic, router_TE):
     """Softmax over the experts, the largest kept and made to sum to 1 (Mixtral); 0 elsewhere."""
-    probs_TE = attend_probs(cfg, how, router_TE)
+    probs_TE = attend_probs(cfg, how, router_TE[:, None])[:, 0]
     _, chosen_TX = jax.lax.top_k(probs_TE, cfg.experts_used)
     expert_11E = jnp.arange(probs_TE.shape[1], dtype=chosen_TX.dtype)[None, None]
     kept_TE = jnp.any(expert_11E == chosen_TX[..., None], axis=1)
     weight_TE = jnp.where(kept_TE, probs_TE, 0)
-    return weight_TE / jnp.sum(weight_TE, axis=1, keepdims=True)
+    return weight_TE / _sum_of_experts(how, weight_TE)
 
 
 def project_by_expert(cfg: LayerConfig, how: Arithmetic, x_TEF, *rows):
     """Each expert's matrix (`rows` are those of all, in chunks) times its part of each token."""
-    del cfg, how
     _, E, F = x_TEF.shape
     down_EDF = jnp.concatenate([part.reshape(-1, F) for part in rows]).reshape(E, -1, F)
-    return jnp.einsum("TEF,EDF->TED", x_TEF, down_EDF)
+    if how.order == "native":
+        return jnp.einsum("TEF,EDF->TED", x_TEF, down_EDF)
+    return jnp.stack([project(cfg, how, x_TEF[:, e], down_EDF[e]) for e in range(E)], axis=1)
 
 
 def mix_experts(cfg: LayerConfig, how: Arithmetic, x_TED, weight_TE):
     """The experts' results by their weights; those that are not chosen do not count."""
-    del cfg, how
+    del cfg
     weight_TE1 = weight_TE[..., None]
-    return jnp.sum(jnp.where(weight_TE1 == 0, 0, x_TED * weight_TE1), axis=1)
+    part_TDE = jnp.moveaxis(jnp.where(weight_TE1 == 0, 0, x_TED * weight_TE1), 1, -1)
+    return _sum_of_experts(how, part_TDE)[..., 0]
+
+
+def _sum_of_experts(how: Arithmetic, terms):
+    """Over the last axis; no matrix core does it, so its order leaves this sum alone."""
+    if how.order == "native" or how.order.startswith("mfma"):
+        return jnp.sum(terms, axis=-1, keepdims=True)
+    return reduce.total(terms, how.order)
 
 
 def rotate(cfg: LayerConfig, how: Arithmetic, x_TNH, cos_TR, sin_TR):

@@ -25,13 +25,13 @@ OWN_DTYPE = {"attn.scores": "score", "attn.probs": "softmax", "attn.out": "pv"}
 
 MATRIX_SITES = (
     *("attn.q", "attn.k", "attn.v", "attn.scores", "attn.out", "attn.proj"),
-    *("ffn.gate", "ffn.up", "ffn.down", "logits"),
+    *("ffn.router", "ffn.gate", "ffn.up", "ffn.experts", "ffn.down", "logits"),
 )
 """Sites that are matrix products, whose sums any `order` rules."""
 
 OTHER_SUM_SITES = (
     *("attn.norm", "ffn.norm", "final.norm", "attn.q_norm", "attn.k_norm"),
-    *("attn.post_norm", "ffn.post_norm", "attn.probs"),
+    *("attn.post_norm", "ffn.post_norm", "attn.probs", "ffn.route"),
 )
 """Sites with a mean or a softmax's sum, which every order rules but a matrix core's."""
 

@@ -1,5 +1,7 @@
 """Every architecture's row against transformers in fp64, on random models written to GGUF."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +127,23 @@ def test_a_site_that_an_architecture_lacks_is_refused(tmp_path):
     oracle = Oracle.open(tmp_path / "model.gguf", Policy.fp64())
     with pytest.raises(SiteError, match="has no attn.post_norm"):
         replay(oracle, "attn.post_norm", 0, {"attn.proj": np.ones((2, oracle.config.dim))})
+
+
+@pytest.mark.parametrize("order", ["sequential", "split:3"])
+def test_experts_in_another_order_differ_by_roundings_only(order, tmp_path):
+    path, ids = tmp_path / "model.gguf", list(range(5))
+    with torch.no_grad():
+        write(path, CASES["mixtral"], build(CASES["mixtral"])[0])
+    native = Oracle.open(path, Policy.fp64())
+    other = native.with_policy(replace(Policy.fp64(), name=order, order=order))
+    taps = native.prefill(ids, Taps(("ffn.act", "ffn.experts", "ffn.route", "ffn.down"))).taps
+    act_TEF, route_TE = taps[0, "ffn.act"], taps[0, "ffn.route"]
+    size_TED = np.einsum("tef,edf->ted", abs(act_TEF), abs(native.weights.load("down_EDF", 0)))
+    u, F, E = unit_roundoff("float64"), act_TEF.shape[2], route_TE.shape[1]
+    got_TED = replay(other, "ffn.experts", 0, {"ffn.act": act_TEF})
+    error_TED = np.abs(got_TED - taps[0, "ffn.experts"])
+    assert 0 < error_TED.max() and np.all(error_TED <= 2 * F * u / (1 - F * u) * size_TED)
+    inputs = {"ffn.experts": taps[0, "ffn.experts"], "ffn.route": route_TE}
+    size_TD = np.einsum("ted,te->td", abs(inputs["ffn.experts"]), route_TE)
+    error_TD = np.abs(replay(other, "ffn.down", 0, inputs) - taps[0, "ffn.down"])
+    assert np.all(error_TD <= 2 * E * u / (1 - E * u) * size_TD)
