@@ -6,14 +6,16 @@ from dataclasses import dataclass, field
 import chex
 import numpy as np
 
-from experiments import under_test
+from experiments import saved_floors, under_test
 from experiments.align import compare, divergence, sites, trace, verdict
 from experiments.align.attestation import why_not_attested
+from experiments.align.floors_file import Change, Floors
 from experiments.align.report import RouteResult
 from experiments.attribution import UNEXPLAINED, NextTokens
 from experiments.explain import Explained
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS, Config
 from experiments.reference import Reference
+from experiments.saved_floors import ByPlace
 from hip_engine.kv_cache import KvGeometry
 
 
@@ -27,6 +29,7 @@ class PromptResult:
     assertion: str
     explained: Explained | None = None
     next_tokens: NextTokens | None = None
+    floors: ByPlace = field(default_factory=dict)
 
     @property
     def judgements(self) -> list[verdict.Judgement]:
@@ -57,6 +60,13 @@ class Alignment:
     results: dict[str, PromptResult] = field(default_factory=dict)
     routes: list[RouteResult] = field(default_factory=list)
     device_faults: list[str] = field(default_factory=list)
+    floor_changes: list[Change] = field(default_factory=list)
+
+    @property
+    def floors(self) -> Floors:
+        """The floors to keep, of a run that was asked to save or check them."""
+        by_prompt = {prompt: result.floors for prompt, result in self.results.items()}
+        return saved_floors.of_run(self.config, self.facts, by_prompt)
 
     def first_divergence(self) -> tuple[str, divergence.Divergence] | None:
         for prompt, result in self.results.items():
@@ -72,6 +82,7 @@ class Alignment:
             found += [(code, f"{prompt}: {text}") for code, text in reasons]
         if not self.results and not found:
             found.append((EXIT_INCONCLUSIVE, "no prompt was run"))
+        found += _floor_reasons(self.floor_changes)
         doubtful = [r for r in self.routes if r.status not in ("ok", "not possible")]
         if doubtful:
             names = ", ".join(sorted({f"{r.observed or r.route} ({r.status})" for r in doubtful}))
@@ -84,6 +95,17 @@ class Alignment:
         codes = {code for code, _ in self.reasons()}
         order = (EXIT_ORACLE, EXIT_FAIL, EXIT_INCONCLUSIVE)
         return next((code for code in order if code in codes), EXIT_PASS)
+
+
+def _floor_reasons(changes: list[Change]) -> Iterator[tuple[int, str]]:
+    """A gate that is looser than it was fails; a place that the file lacks was not checked."""
+    for code, chosen in (
+        (EXIT_FAIL, [c for c in changes if c.looser]),
+        (EXIT_INCONCLUSIVE, [c for c in changes if c.saved is None]),
+    ):
+        if chosen:
+            more = f" (and {len(chosen) - 1} more)" if len(chosen) > 1 else ""
+            yield code, f"--check_floors: {chosen[0].sentence()}{more}"
 
 
 def _reasons(result: PromptResult, config: Config, route: str) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from experiments.align import compare, sites, trace
 from experiments.reference import SLOT_SITES, rows_of
-from greta_jax.bounds import bound
+from greta_jax.bounds import OpPrecision, bound
+from greta_jax.determined import predict
 from greta_jax.graph import INPUTS, KV_SITES
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy, unit_roundoff
@@ -31,9 +32,18 @@ class OracleArithmetic:
         self.fp64 = oracle.with_policy(Policy.fp64())
         self.layers, self.dims, self.engine_precision = oracle.config.layers, dims, engine_precision
         self.policy = oracle.policy
+        self._fp32 = oracle.with_policy(Policy.fp32())
 
     def as_arithmetic(self) -> compare.Arithmetic:
-        return compare.Arithmetic(self.inputs, self.op64, self.floor, self.closure, self.through)
+        return compare.Arithmetic(
+            self.inputs,
+            self.op64,
+            self.floor,
+            self.closure,
+            self.through,
+            self.declared,
+            self.bits,
+        )
 
     def through(self, site: str) -> tuple[str, ...]:
         """The tensors that an op reads, if there are several."""
@@ -85,8 +95,38 @@ class OracleArithmetic:
         return replay(self.fp64, site, layer, _without(inputs, SLACK))
 
     def floor(self, layer: int, site: str, inputs: dict) -> dict[str, compare.Rows]:
-        """First version: the a-priori bound at the precision the engine declares."""
+        """The a-priori bound at the precision the engine declares."""
         return {"bound": self._bounds(self.engine_precision[site], layer, site, inputs)}
+
+    def declared(self, layer: int, site: str, inputs: dict) -> compare.RoundingModel:
+        """The op itself evaluated in the precision the engine declares.
+
+        Its sums run in the declared order, or else in XLA's. Where the engine's bound is then of a
+        shorter chain of additions, the one that holds for any order goes with it.
+        """
+        declared = self.engine_precision[site]
+        oracle = self._fp32.with_policy(_policy(site, declared))
+
+        def run(inputs: dict) -> np.ndarray:
+            return replay(oracle, site, layer, _without(inputs, SLACK))
+
+        rows = _evaluate(run, site, inputs)
+        if "chain" not in declared:
+            return compare.RoundingModel(rows)
+        return compare.RoundingModel(
+            rows, self._bounds(_without(declared, "chain"), layer, site, inputs)
+        )
+
+    def bits(self, layer: int, site: str, inputs: dict) -> compare.Rows | None:
+        """The tensor to the last bit, where the declared arithmetic is modelled; else None."""
+        declared = OpPrecision.of(self.engine_precision[site])
+        if declared.bits is None:
+            return None
+        how = declared.bits, declared.store
+        found = predict(self._fp32, site, layer, _without(inputs, "slabs"), *how)
+        if found is None or site not in KV_SITES:
+            return found
+        return GrowingSlabs(found, lambda t: inputs["slabs"][t - 1] if t else found[:0])
 
     def closure(self, layer: int, site: str, inputs: dict) -> compare.Rows:
         """The bound at the oracle's own precision."""
@@ -150,6 +190,20 @@ class OracleArithmetic:
         v_SKH = np.abs(np.asarray(inputs["kv.v"], np.float64))
         change_TKGS = change_TNS.reshape(tokens, K, -1, slots)
         return np.einsum("TKGS,SKH->TKGH", change_TKGS, v_SKH).reshape(tokens, heads, H)
+
+
+MATRIX_CORES = {"float16": "mfma:f16", "bfloat16": "mfma:bf16"}
+
+
+def _policy(site: str, declared: dict) -> Policy:
+    """What an engine declares of one site, as a policy of the oracle; operands as matrix cores
+    round them, for attention (for a projection that would take far longer than the rest).
+    """
+    d = OpPrecision.of(declared)
+    operand = d.operand if site in ATTENTION_SITES else None
+    order = d.order or MATRIX_CORES.get(operand, "native")
+    exact = {"weight": "float32", "activation": d.store, "kv": d.store, "compute": d.accumulate}
+    return Policy("declared", **exact, order=order, probs=operand, exp="polynomial")
 
 
 def _evaluate(function: Callable[[dict], np.ndarray], site: str, inputs: dict) -> compare.Rows:

@@ -23,7 +23,7 @@ DEFAULT_MODEL = ROOT / "models" / "greta-tiny-32l" / "greta-tiny-32l-Q4_K_M.gguf
 
 EXIT_PASS, EXIT_FAIL, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_ORACLE = range(5)
 
-UNREPEATED = ("out_dir", "debug", "output_format", "quiet", "figures")
+UNREPEATED = ("out_dir", "debug", "output_format", "quiet", "figures", "save_floors")
 """Flags that change what is shown, not what is found."""
 
 # Variables of GRETA's own scripts, and the flag whose default each one is.
@@ -54,6 +54,8 @@ _FLAGS = (
     (flags.DEFINE_enum, "kv_dtype", "float16", list(KV_TYPES), "The engine's KV cache."),
     (flags.DEFINE_string, "out_dir", None, "Results; default artifacts/alignment/<date>."),
     (flags.DEFINE_string, "inject_fault", None, "Run with a named fault, which must be found."),
+    (flags.DEFINE_string, "save_floors", None, "File to write the derived floors to (JSON)."),
+    (flags.DEFINE_string, "check_floors", None, "Fail if a floor is looser than in this file."),
     (flags.DEFINE_bool, "attn_verify", True, "Write a record for each decode step and layer."),
     (flags.DEFINE_bool, "kv_invariants", True, "Check the bytes that decode steps write and read."),
     (flags.DEFINE_bool, "decode_ref", True, "Judge against the oracle: else nothing can pass."),
@@ -88,6 +90,8 @@ class Config:
     kv_dtype: str
     out_dir: str
     inject_fault: str | None
+    save_floors: str | None
+    check_floors: str | None
     attn_verify: bool
     kv_invariants: bool
     decode_ref: bool

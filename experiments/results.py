@@ -11,10 +11,12 @@ from experiments.align import (
     attn_verify,
     compare,
     divergence,
+    floors_file,
     records,
     report,
     sensitivity,
     sites,
+    sources,
     stored_trace,
     verdict,
 )
@@ -57,6 +59,8 @@ def publish(name: str, alignment: Alignment, clock: Clock) -> int:
         drawn = export.write(Path(figures), page) if figures else []
     paths = [out_path / written["records"] for written in prompts]
     paths += [run.path, html_path, *drawn]
+    if to := alignment.config.save_floors:
+        paths.append(floors_file.write(Path(to), alignment.floors))
     summary = out_path / f"{name}_matrix_summary.txt"
     paths.append(summary)
     tables = [*_tables(alignment), report.table_time(clock.seconds, clock.total)]
@@ -113,10 +117,14 @@ def _findings(alignment: Alignment) -> list[str]:
         lines.append(f"{prompt}: {_tokens(result)}")
         if found := divergence.first_divergence(result.judgements):
             lines.append(f"{prompt}: {found.sentence()}")
+        if result.verdicts:
+            lines.append(f"{prompt}: {sources.sentence(sources.of(result.verdicts))}")
         if result.explained:
             lines += [f"{prompt}: {text}" for text in result.explained.sentences()]
         if result.next_tokens:
             lines += [f"{prompt}: {text}" for text in result.next_tokens.sentences()]
+    tighter = [c for c in alignment.floor_changes if c.saved is not None and not c.looser]
+    lines += [change.sentence() for change in tighter[:1]]
     lines += coverage.of(alignment).sentences()
     return lines + [text for _, text in alignment.reasons()]
 
@@ -132,6 +140,7 @@ def _run_record(name: str, alignment: Alignment, prompts: list[dict], clock: Clo
         "command": command(name, alignment),
         "lines": _findings(alignment),
         "prompts": prompts,
+        "floors": {p: sources.records(sources.of(r.verdicts)) for p, r in results},
         "coverage": coverage.of(alignment).record(),
         "next_tokens": {p: r.next_tokens.record() for p, r in results if r.next_tokens},
         "naming": {p: r.explained.record() for p, r in results if r.explained},

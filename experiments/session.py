@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import hip_engine.engine as engines
-from experiments import inject, under_test
+from experiments import inject, saved_floors, under_test
 from experiments.align import compare, divergence, faults, records, sites, trace
 from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
@@ -39,6 +39,7 @@ def run(
     fault = faults.find(config.inject_fault) if config.inject_fault else None
     routes.resolve(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
     chosen_sites = sites.resolve(config.points)
+    saved = saved_floors.load(config)
     with clock.stage("oracle load"):
         oracle = Oracle.open(config.model, Policy.uniform(_dtype(config.precision)))
         layers = parse_layers(config.layers, oracle.config.layers)
@@ -56,6 +57,7 @@ def run(
             oracle.config.dimensions,
             engine.kv_geometry(),
         )
+        saved_floors.require_comparable(saved, config, alignment.facts)
         for prompt in config.prompt:
             if prompt not in references:
                 with clock.stage("oracle pass", prompt):
@@ -68,6 +70,7 @@ def run(
                 alignment.device_faults.append(f"{prompt}: {error}")
                 continue
             alignment.results[prompt] = result
+        alignment.floor_changes.extend(saved_floors.changes(saved, alignment.floors))
         if route_matrix:
             alignment.routes.extend(_route_matrix(alignment, engine, device, fault, clock))
     return alignment
@@ -128,7 +131,12 @@ def _align(
         explained = explain(ops, got.trace, verdicts)
     with clock.stage("next tokens", prompt):
         moved = _next_tokens(ops, reference, got, alignment.layers, verdicts)
-    return PromptResult(reference, got, verdicts, assertion, explained, moved)
+    kept = {}
+    if config.save_floors or config.check_floors:
+        with clock.stage("floors of the reference", prompt):
+            chosen = alignment.layers, chosen_sites
+            kept = saved_floors.of_reference(ops, reference.trace, *chosen)
+    return PromptResult(reference, got, verdicts, assertion, explained, moved, kept)
 
 
 def _next_tokens(ops, reference: Reference, got, layers, verdicts) -> NextTokens:

@@ -9,6 +9,7 @@ from hip_engine.taps import sites_of
 EXP_ULP = 1.1  # Exp of kernels/numeric.h, over all fp32 arguments
 # Tile to chunk and chunk to total: the maximum of a tile is known before its sum starts.
 RESCALES = 2
+NORM_WAVES = 4  # kNormWaves of kernels/rms_norm.hip
 
 Precision = dict[str, str | int | float]
 
@@ -19,7 +20,8 @@ def declared_precision(
     """site -> store and accumulate dtypes, and what narrows a bound below "any order in fp32".
 
     chain: additions that a term of a sum passes. operand: what factors are rounded to before they
-    are multiplied. exp_ulp, rescales: of softmax and SwiGLU.
+    are multiplied. exp_ulp, rescales: of softmax and SwiGLU. bits: where the kernel's bits follow
+    from IEEE operations in an order with a name: once, fma_pairs, waves:<number>.
     """
     precision: dict[str, Precision] = {
         site: {"store": "float32", "accumulate": "float32"} for site in sites_of(route)
@@ -35,6 +37,13 @@ def declared_precision(
         precision[site] |= {"operand": "float16"} if gemm == "mfma" else exact
     precision["attn.out"] |= {"exp_ulp": EXP_ULP, "rescales": RESCALES}
     precision["ffn.act"]["exp_ulp"] = EXP_ULP
+    predicted = dict.fromkeys(("resid.mid", "resid.out"), "once")
+    predicted |= dict.fromkeys(("attn.norm", "ffn.norm", "final.norm"), f"waves:{NORM_WAVES}")
+    predicted |= dict.fromkeys(("attn.q_rope", "attn.k_rope"), "fma_pairs")
+    if not kind.scaled:
+        predicted |= dict.fromkeys(("kv.k", "kv.v"), "once")
+    for site in predicted.keys() & precision.keys():
+        precision[site]["bits"] = predicted[site]
     if route.matmul == "mfma":
         precision["attn.out"]["operand"] = kind.operands
     return precision

@@ -104,6 +104,9 @@ def judgement_fields(judgement: Judgement) -> dict:
     fields["local_over_floor"] = judgement.ratio_max
     fields["local_over_floor_at"] = judgement.ratio_at
     fields["closure_ratio"] = judgement.closure_ratio
+    fields["ablation_max"] = judgement.ablation.max if judgement.ablation else None
+    fields["ablation_over_bound"] = judgement.ablation_ratio
+    fields["bits_differ"] = judgement.bits_differ
     fields["propagated_through"] = {
         name: {"mae": size.mae, "max": size.max, "max_at": size.at}
         for name, size in judgement.through.items()

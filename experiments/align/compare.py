@@ -22,6 +22,8 @@ class Arithmetic:
     floor(layer, site, inputs): by source, bounds of |got - op64(inputs)| at the engine's precision.
     closure(layer, site, inputs): bounds of |op64(inputs) - ref| at the oracle's precision.
     through(site): the inputs among which a propagated error is divided; none or several.
+    declared(layer, site, inputs): the op in the engine's declared precision, or None.
+    bits(layer, site, inputs): the op to its last bit in the engine's declared order, or None.
     """
 
     inputs: Callable[[trace.Trace, int, str], Mapping[str, object]]
@@ -29,6 +31,23 @@ class Arithmetic:
     floor: Callable[[int, str, Mapping], Mapping[str, Rows]]
     closure: Callable[[int, str, Mapping], Rows]
     through: Callable[[str], Sequence[str]] = lambda site: ()
+    declared: Callable[[int, str, Mapping], "RoundingModel | None"] = lambda *_: None
+    bits: Callable[[int, str, Mapping], Rows | None] = lambda *_: None
+
+
+@dataclass(frozen=True)
+class RoundingModel:
+    """An op evaluated in the engine's declared precision, `rows`.
+
+    `bound` holds for any order of summation; None where the floor's own bound covers `rows` too.
+    """
+
+    rows: Rows
+    bound: Rows | None = None
+
+    def at(self, position: int) -> verdict.Ablation:
+        bound = None if self.bound is None else self.bound[position]
+        return verdict.Ablation(self.rows[position], bound)
 
 
 @dataclass(frozen=True)
@@ -117,6 +136,8 @@ def judge_site(
     op64_got = arithmetic.op64(layer, site, read_got)
     floor = arithmetic.floor(layer, site, read_got)
     closure = arithmetic.closure(layer, site, read_ref)
+    declared_op = arithmetic.declared(layer, site, read_got)
+    bits = arithmetic.bits(layer, site, read_got)
     corners = _corners(arithmetic, layer, site, (read_ref, read_got), (op64_ref, op64_got))
     judgements, ratios = [], []
     for position, (ref_key, got_key) in enumerate(
@@ -137,6 +158,8 @@ def judge_site(
             split=split.split({at: rows[position] for at, rows in corners.items()})
             if corners
             else None,
+            declared=declared_op.at(position) if declared_op else None,
+            bits=None if bits is None else bits[position],
         )
         judgements.append(verdict.judge(case))
         ratios.append(_of_new_slots(site, verdict.local_ratio(case)))
@@ -168,10 +191,19 @@ def _unless_vacuous(found: SiteVerdict, ref: trace.Trace, got: trace.Trace) -> S
     if found.status not in verdict.CLEAN:
         return found
     place = found.layer, found.site
-    if not (why := vacuity.why_vacuous(found.site, ref.rows(*place), got.rows(*place))):
+    rows = ref.rows(*place), got.rows(*place)
+    if not (why := vacuity.why_vacuous(found.site, *rows, _distinct_tokens(ref))):
         return found
     hollow = (replace(j, status=Status.VACUOUS, reason=why) for j in found.judgements)
     return replace(found, judgements=tuple(hollow))
+
+
+def _distinct_tokens(ref: trace.Trace) -> int:
+    """Different ids, or embeddings: a vocabulary may hold one embedding twice."""
+    place = sites.NO_LAYER, "embed"
+    if place in ref:
+        return len({np.ascontiguousarray(row).tobytes() for row in ref.rows(*place)})
+    return len(set(ref.run.token_ids_T))
 
 
 def judge_all(

@@ -31,3 +31,11 @@ class RecordError(AlignError):
 
 class TraceError(AlignError):
     """A stored trace, or the map of its names, is not what it says, or cannot be read at all."""
+
+
+class FloorsFileError(AlignError):
+    """A file of saved floors that cannot be read, or has another schema."""
+
+
+class FloorsOfAnother(AlignError):
+    """Saved floors of another model, prompt or declared precision than those of this run."""

@@ -18,11 +18,27 @@ def _nothing_distinct(values: np.ndarray) -> str:
     return ""
 
 
-def why_vacuous(site: str, ref: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> str:
+def _repeats(rows: Sequence[np.ndarray]) -> str:
+    """An array that shows some of its elements several times, as a broadcast does."""
+    for row in rows:
+        shown = [step for step, size in zip(row.strides, row.shape, strict=True) if size > 1]
+        if 0 in shown:
+            return "the same elements again and again"
+    return ""
+
+
+def _distinct_rows(rows: Sequence[np.ndarray]) -> int:
+    return len({np.ascontiguousarray(row).tobytes() for row in rows})
+
+
+def why_vacuous(
+    site: str, ref: Sequence[np.ndarray], got: Sequence[np.ndarray], distinct: int = 1
+) -> str:
     """Why comparing these tensors of all tokens says nothing; empty if it says something.
 
-    A reduction in fewer bits than the reference does not round every element correctly by chance:
-    bits that are those of the rounded reference were not computed separately.
+    `distinct`: how many different tokens they claim to be of. A reduction in fewer bits than the
+    reference does not round every element correctly by chance: bits that are those of the rounded
+    reference were not computed separately.
     """
     if any(np.shares_memory(left, right) for left, right in zip(ref, got, strict=True)):
         return "the same buffer on both sides"
@@ -30,6 +46,11 @@ def why_vacuous(site: str, ref: Sequence[np.ndarray], got: Sequence[np.ndarray])
     for side, values in (("reference", left), ("engine", right)):
         if why := _nothing_distinct(values):
             return f"the {side} holds {why}: no element could differ"
+    for side, rows in (("reference", ref), ("engine", got)):
+        if why := _repeats(rows):
+            return f"the {side} holds {why}"
+        if (found := _distinct_rows(rows)) < distinct:
+            return f"the {side} holds {found} distinct rows, of {distinct} distinct tokens"
     if site not in sites.ROUNDS_ONCE and np.array_equal(left.astype(right.dtype), right):
         return f"bit for bit the rounded reference ({right.dtype.name}), which arithmetic cannot be"
     return ""

@@ -37,12 +37,21 @@ SEVERITY = {status: rank for rank, status in enumerate(Status)}
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """The op in the engine's declared precision; `bound`: of its own error, if not the floor's."""
+
+    declared: np.ndarray
+    bound: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """Everything one verdict is made of: plain arrays, and what the engine declared.
 
     `stored` is the dtype the engine declares to store there; `floor` bounds |got - op64(in_got)| at
     the engine's declared precision, `closure_bound` |op64(in_ref) - ref| at the oracle's own.
-    `split` divides the propagated error among the op's inputs, if it has several.
+    `split` divides the propagated error among the op's inputs, if it has several. `declared` is the
+    op in the precision that the engine declares, `bits` its result to the last bit, if modelled.
     """
 
     key: Key
@@ -56,6 +65,8 @@ class Case:
     stored: str
     inputs_finite: bool
     split: Split | None = None
+    declared: Ablation | None = None
+    bits: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,9 @@ class Judgement:
     split_closure_ratio: float | None = None
     detects: float | None = None
     signal: float | None = None
+    ablation: metrics.Size | None = None
+    ablation_ratio: float | None = None
+    bits_differ: int | None = None
     inherited: bool = False
 
     @property
@@ -100,6 +114,23 @@ def _local_failure(parts: Budget, op64_got: np.ndarray, floor: np.ndarray) -> St
     return Status.STRUCTURAL if error**2 >= least * signal else Status.ABOVE_FLOOR
 
 
+def _floors(case: Case) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """The floor, the declared precision's own error, and the largest of that over its bound.
+
+    The loosest source decides, but an ablation in another order than the engine's loosens nothing.
+    """
+    bound = np.broadcast_to(case.floor.array(), case.shape)
+    if case.declared is None:
+        return bound, None, 0.0
+    error = np.abs(metrics.difference(case.declared.declared, case.op64_got))
+    ablation = np.where(np.isfinite(case.op64_got), error, 0.0)
+    own_bound = case.declared.bound
+    if own_bound is None:
+        ratio = floors.ratio(ablation, bound)
+        return np.maximum(bound, ablation), ablation, float(ratio.max(initial=0.0))
+    return bound, ablation, float(floors.ratio(ablation, own_bound).max(initial=0.0))
+
+
 def judge(case: Case) -> Judgement:
     """Climbs the ladder shape, dtype, non-finite, closure, numeric for one tensor."""
     got = case.got
@@ -109,7 +140,7 @@ def judge(case: Case) -> Judgement:
     if not _holds_only(got, case.stored):
         reason = f"declared {case.stored}, but some values of the {got.dtype} are not {case.stored}"
         return Judgement(case.key, Status.DTYPE, reason)
-    floor = np.broadcast_to(case.floor.array(), case.shape)
+    floor, ablation, ablation_ratio = _floors(case)
     parts = budget(case.ref, got, case.op64_ref, case.op64_got, case.closure_bound)
     ratio = floors.ratio(parts.local, floor)
     worst = metrics.size(ratio)
@@ -124,6 +155,11 @@ def judge(case: Case) -> Judgement:
         detects=float(np.max(floor + np.nan_to_num(np.abs(parts.local), nan=np.inf), initial=0.0)),
         signal=metrics.rms(case.op64_got),
     )
+    if ablation is not None:
+        numbers["ablation"] = metrics.size(ablation)
+        numbers["ablation_ratio"] = ablation_ratio
+    if case.bits is not None:
+        numbers["bits_differ"] = int((case.bits.astype(got.dtype) != got).sum())
     if case.split:
         numbers["through"] = {n: metrics.size(s) for n, s in case.split.shares.items()}
         numbers["split_closure_ratio"] = case.split.closure_ratio
@@ -144,6 +180,12 @@ def judge(case: Case) -> Judgement:
         status = _local_failure(parts, case.op64_got, floor)
         reason = f"local error {worst.max:.3g} x the floor at {worst.at}"
         return Judgement(case.key, status, reason, **numbers)
+    if numbers.get("ablation_ratio", 0.0) > 1.0:
+        reason = (
+            f"sources of the floor disagree: at the declared precision the op itself errs by "
+            f"{numbers['ablation_ratio']:.3g} x its bound, so the bound is wrong"
+        )
+        return Judgement(case.key, Status.INCONCLUSIVE, reason, **numbers)
     status = Status.EXACT if numbers["local"].max == 0.0 else Status.WITHIN_FLOOR
     return Judgement(case.key, status, "", **numbers)
 

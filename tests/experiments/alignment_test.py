@@ -8,6 +8,7 @@ import pytest
 
 from experiments import flags
 from experiments.align import compare, tokens, verdict
+from experiments.align.floors_file import Change
 from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
 from experiments.attribution import EXPLAINED, UNEXPLAINED, FlipVerdict, NextTokens
@@ -125,6 +126,20 @@ def test_a_choice_that_its_own_logits_deny_fails():
     alignment = alignment_of(result)
     assert alignment.exit_code == flags.EXIT_FAIL
     assert "position 2 is not the largest" in alignment.reasons()[0][1]
+
+
+@pytest.mark.parametrize(
+    "saved, code",
+    [(0.9, flags.EXIT_FAIL), (1.1, flags.EXIT_PASS), (None, flags.EXIT_INCONCLUSIVE)],
+    ids=["looser", "tighter", "not_saved"],
+)
+def test_a_floor_that_is_looser_than_it_was_fails(saved, code):
+    change = Change("toy", 1, SITE, saved, 1.0)
+    alignment = alignment_of(result_of(toy.engine()), floor_changes=[change])
+    assert alignment.exit_code == code
+    assert [text for _, text in alignment.reasons()] == (
+        [f"--check_floors: {change.sentence()}"] if code else []
+    )
 
 
 def test_another_route_with_other_tokens_is_doubt():

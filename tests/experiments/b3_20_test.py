@@ -12,7 +12,8 @@ ARGUMENTS = ("--prompt=p5_ba", "--layers=0,1,31")
 
 @pytest.fixture(scope="module")
 def clean_run(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("clean"), *ARGUMENTS)
+    out_dir = tmp_path_factory.mktemp("clean")
+    return run(out_dir, *ARGUMENTS, f"--save_floors={out_dir / 'floors.json'}")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,55 @@ def test_the_engine_as_it_is_passes(clean_run):
     assert clean_run.code == flags.EXIT_PASS
     assert clean_run.text.splitlines()[-1] == "b3_20: PASS (exit 0), 3 of 32 layers judged"
     assert "first divergence" not in clean_run.text
+
+
+def test_the_bits_of_norms_rotations_sums_and_the_cache_are_those_predicted(clean_run):
+    modelled = {"attn.norm", "ffn.norm", "final.norm", "attn.q_rope", "attn.k_rope"}
+    modelled |= {"kv.k", "kv.v", "resid.mid", "resid.out"}
+    record = json.loads((clean_run.out_dir / "b3_20_run.json").read_text())
+    by_site = {row["site"]: row for row in record["floors"]["p5_ba"]}
+    assert {site for site, row in by_site.items() if row["bits_modelled"]} == modelled
+    assert not any(row["bits_differ"] for row in by_site.values())
+    assert all(0 <= row["ablation_over_bound"] <= 1 for row in by_site.values())
+    assert "floors from bound and ablation agree" in clean_run.text
+    assert "the engine's are the same" in clean_run.text
+
+
+def test_the_margin_of_the_next_token_is_accounted_for(clean_run):
+    [attribution] = clean_run.of("summary")[0]["next_tokens"]["attributions"]
+    left = attribution["change"] - attribution["sum_of_contributions"]
+    assert abs(left) < 0.05 * abs(attribution["change"])
+    assert "layers 2-30, not judged" in clean_run.text
+
+
+def test_the_run_says_what_it_could_not_have_seen(clean_run):
+    assert "looked at: 3 of 32 layers, 20 of 22 sites, all 8 query and 2 kv heads" in clean_run.text
+    assert "not looked at: layers 2-30" in clean_run.text
+    for record in clean_run.of("site_verify"):
+        judged = record["verdict"] != "fused"
+        assert (record["smallest_error_detected"] is not None) == judged
+
+
+def test_propagated_errors_of_attention_are_split_among_q_k_and_v(clean_run):
+    for record in clean_run.of("attn_decode_verify"):
+        assert set(record["propagated_through"]) == {"attn.q_rope", "kv.k", "kv.v"}
+        assert record["split_closure_ratio"] <= 1 and record["closure_ratio"] <= 1
+
+
+def test_floors_are_held_against_the_file_that_an_earlier_run_saved(clean_run, tmp_path):
+    stored = json.loads((clean_run.out_dir / "floors.json").read_text())
+    for row in stored["floors"]["p5_ba"]:
+        if row[:2] == [0, "attn.out"]:
+            row[2] /= 2
+    path = tmp_path / "floors.json"
+    path.write_text(json.dumps(stored))
+    check = (ARGUMENTS[0], "--layers=0", f"--check_floors={path}")
+    found = run(tmp_path, *check)
+    assert found.code == flags.EXIT_FAIL
+    reasons = found.of("summary")[0]["reasons"]
+    assert len(reasons) == 1 and "attn.out of layer 0 is looser" in reasons[0]
+    argv = ["b3_20.py", f"--out_dir={tmp_path}", *check, "--kv_dtype=float32"]
+    assert flags.run(b3_20.main, b3_20.__doc__, argv) == flags.EXIT_USAGE
 
 
 def test_layer_zeros_kv_base_for_every_layer_is_found_where_it_is(r7_run):

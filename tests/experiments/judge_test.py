@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.align import compare, divergence, trace, verdict
+from experiments.align import compare, divergence, trace, vacuity, verdict
 from experiments.align.errors import UnequalKeys
 from experiments.align.verdict import Status
 from tests.experiments import toy
@@ -142,6 +142,87 @@ def test_tensors_in_which_nothing_could_differ_are_vacuous():
     nothing = {place: np.zeros_like(rows) for place, rows in ref.rows_by_place.items()}
     found = judge(replace(ref, rows_by_place=zeros), replace(ref, rows_by_place=nothing))
     assert found[1, SITE].status == Status.VACUOUS
+
+
+@pytest.mark.parametrize("side", ["reference", "engine"])
+def test_one_row_shown_for_every_token_is_vacuous(side):
+    """A broadcast and a copy of it: fewer distinct elements than claimed."""
+    for spread in (np.broadcast_to, lambda row, shape: np.broadcast_to(row, shape).copy()):
+        whole = spread(toy.EMBED_TD[0], (toy.T, toy.D))
+        sides = {"reference": toy.oracle(), "engine": toy.engine()}
+        rows = dict(sides[side].rows_by_place)
+        rows[-1, "embed"] = whole.astype(rows[-1, "embed"].dtype, copy=False)
+        sides[side] = replace(sides[side], rows_by_place=rows)
+        why = vacuity.why_vacuous(
+            "embed", *(sides[name].rows(-1, "embed") for name in ("reference", "engine")), toy.T
+        )
+        assert f"the {side} holds" in why, why
+
+
+def test_a_run_of_one_token_repeated_is_vacuous(monkeypatch):
+    monkeypatch.setattr(toy, "EMBED_TD", np.repeat(toy.EMBED_TD[:1], toy.T, axis=0))
+    claimed = toy.without(toy.oracle(), -1, "embed")
+    found = compare.judge_site(
+        claimed, toy.engine(), replace(toy.ARITHMETIC, inputs=repeated), toy.DECLARED, 0, SITE
+    )
+    assert found.status == Status.VACUOUS
+    assert f"distinct rows, of {toy.T} distinct tokens" in found.worst.reason
+
+
+def repeated(trace, layer, site):
+    return {"x": toy.EMBED_TD}
+
+
+def declared_with(error):
+    """The toy's op in the precision it declares, made wrong by `error`."""
+
+    def declared(layer, site, inputs):
+        right = toy.op64(layer, site, {"x": inputs["x"].astype(np.float32)})
+        return compare.RoundingModel(right + error * (site == SITE))
+
+    return replace(toy.ARITHMETIC, declared=declared)
+
+
+def test_a_bound_that_the_declared_precision_itself_exceeds_is_wrong():
+    found = judge(toy.engine(), arithmetic=declared_with(1e-3))[1, SITE]
+    assert found.status == Status.INCONCLUSIVE
+    assert "sources of the floor disagree" in found.worst.reason
+    assert found.worst.ablation_ratio > 1
+    agreed = judge(toy.engine(), arithmetic=declared_with(0.0))[1, SITE]
+    assert agreed.status == Status.WITHIN_FLOOR and agreed.worst.ablation_ratio <= 1
+
+
+def test_an_error_beyond_every_source_of_the_floor_still_fails():
+    found = judge(toy.engine(scaled_in_layer_2), arithmetic=declared_with(1e-3))[2, SITE]
+    assert found.status == Status.STRUCTURAL
+
+
+def test_an_ablation_in_another_order_has_a_bound_of_its_own_and_loosens_nothing():
+    def declared(layer, site, inputs):
+        right = toy.op64(layer, site, inputs)
+        return compare.RoundingModel(right + 1e-3 * (site == SITE), np.full_like(right, 1e-2))
+
+    arithmetic = replace(toy.ARITHMETIC, declared=declared)
+    found = judge(toy.engine(), arithmetic=arithmetic)[1, SITE]
+    assert found.status == Status.WITHIN_FLOOR and 0.09 < found.worst.ablation_ratio < 0.11
+
+    def slightly(layer, y_TD):
+        return y_TD + np.float32(5e-4) * (layer == 1)
+
+    assert judge(toy.engine(slightly), arithmetic=arithmetic)[1, SITE].status in verdict.FAILED
+
+
+def test_elements_that_are_not_the_modelled_bits_are_counted():
+    got = toy.engine()
+
+    def bits(layer, site, inputs):
+        predicted = np.array(got.rows(layer, site))
+        predicted[2, 3] = np.nextafter(predicted[2, 3], np.float32(9))
+        return predicted if site == SITE else None
+
+    found = judge(got, arithmetic=replace(toy.ARITHMETIC, bits=bits))
+    assert [j.bits_differ for j in found[1, SITE].judgements] == [0, 0, 1, 0, 0]
+    assert found[-1, "embed"].worst.bits_differ is None
 
 
 @pytest.mark.parametrize(
