@@ -32,7 +32,10 @@ from greta_jax.precision import Policy, unit_roundoff
 
 ORACLE = "oracle"
 DEFAULTS = {"ref": ORACLE, "got": "", "map": "sites"}
-RUN_FLAGS = ("route", "device", "kv_dtype", "max_tokens", "inject_fault", "kv_invariants")
+RUN_FLAGS = (
+    *("route", "device", "kv_dtype", "max_tokens", "inject_fault", "kv_invariants"),
+    *("save_floors", "check_floors"),
+)
 Precision = Mapping[str, Mapping]
 
 
