@@ -27,7 +27,7 @@ class OpPrecision:
     its partial sums (None: at every slot; 0: the maximum is known before the sum starts).
     angle: dtype of the angles of a rotation, their frequencies made as powers or as repeated
     products (None: fp64, and only the table of cosines and sines is rounded).
-    bits: name of an arithmetic that greta_jax.determined predicts to the last bit; no bound reads it.
+    bits: name of an arithmetic that greta_jax.determined predicts to the last bit.
     failure: None for the certain bound; else the probability, an element, that roundings that are
     independent and of mean zero exceed it (Higham and Mary 2019, theorem 2.4: sqrt(n) for n).
     """
