@@ -1,5 +1,6 @@
 """The oracle: a GGUF model evaluated under a Policy, prefill and decode, with taps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from greta_jax.errors import ContextOverflow, SiteError
 from greta_jax.gguf.reader import GgufFile
 from greta_jax.graph import FINAL_NORM, KV_SITES, LOGITS, Op, evaluate, layer_ops
 from greta_jax.precision import FLOATS, Policy, carrier, stored
+from greta_jax.sharding import ONE_DEVICE, OneDevice, Sharded
 from greta_jax.taps import MODEL_LAYER, Taps
 from greta_jax.tokenizer import Tokenizer
 from greta_jax.weights import ModelWeights, rope_factors
@@ -42,6 +44,7 @@ class Run:
     tokens: int
     start: int
     taps: Taps
+    place: OneDevice
     x_TD: jax.Array | None = None
 
     def __post_init__(self):
@@ -52,12 +55,13 @@ class Run:
         """Keeps a tensor that was asked for."""
         if self.taps.wants(layer, site):
             self.taken[layer, site] = _live(
-                site, np.asarray(value), self.tokens, self.start + self.tokens
+                site, self.place.to_host(value), self.tokens, self.start + self.tokens
             )
 
     def append(self, site: str, layer: int, rows_TKH: jax.Array) -> jax.Array:
         """The slab of a layer with the new rows in it."""
-        slab_SKH = _append(getattr(self.before, KV_SITES[site])[layer], rows_TKH, self.start)
+        slab_SKH = getattr(self.before, KV_SITES[site])[layer]
+        slab_SKH = _append(slab_SKH, rows_TKH, self.start)
         self.slabs[site][layer] = slab_SKH
         return slab_SKH
 
@@ -73,6 +77,11 @@ class Oracle:
     def __init__(self, file: GgufFile, config: LlamaConfig, weights: ModelWeights, policy: Policy):
         self.file, self.config, self.weights, self.policy = file, config, weights, policy
 
+    @property
+    def place(self) -> OneDevice:
+        """Which devices compute."""
+        return self.weights.place
+
     @classmethod
     def open(
         cls,
@@ -80,15 +89,18 @@ class Oracle:
         policy: Policy,
         resident: bool | None = None,
         context: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> "Oracle":
         """Reads the header and checks keys and tensors; weights are decoded when first needed.
 
         `resident`: keep decoded weights in memory (None: if they take less than a quarter of it).
         `context`: the most tokens of a run (None: the model's context). As in llama.cpp, it chooses
         between the short and the long RoPE factors of files that have both.
+        `devices`: split heads and ffn over them (greta_jax.sharding), such as `jax.devices()`.
 
         Raises:
-          GgufError, TensorError, ConfigError: the file is not a model that can be computed.
+          GgufError, TensorError, ConfigError: the file is not a model that can be computed, or not
+          over so many devices.
           ContextOverflow: `context` is more than the model's.
         """
         file = GgufFile(path)
@@ -101,7 +113,9 @@ class Oracle:
             )
         config = replace(config, context=context or config.context)
         config = replace(config, rope_factors=rope_factors(file, config))
-        return cls(file, config, ModelWeights(file, config, weight_store(policy), resident), policy)
+        place = ONE_DEVICE if devices is None else Sharded(config, devices)
+        weights = ModelWeights(file, config, weight_store(policy), resident, place)
+        return cls(file, config, weights, policy)
 
     def with_policy(self, policy: Policy) -> "Oracle":
         """The same file under another policy; weights of an equal storage dtype are shared."""
@@ -151,7 +165,8 @@ class Oracle:
         T, start = len(ids_T), cache.length
         ids_T = np.pad(ids_T, (0, padding(T)))
         positions_T = start + np.minimum(np.arange(len(ids_T)), T - 1)
-        run = Run(self.sources(positions_T), cache.grown_to(start + len(ids_T)), T, start, taps)
+        grown = cache.grown_to(start + len(ids_T))
+        run = Run(self.sources(positions_T), grown, T, start, taps, self.place)
         run.x_TD = self.embed(ids_T)
         run.tap(MODEL_LAYER, "embed", run.x_TD)
         return run
@@ -173,7 +188,8 @@ class Oracle:
         """The final norm and the logits TV."""
         x_TD = self.apply(FINAL_NORM, MODEL_LAYER, {"resid.in": run.x_TD})
         run.tap(MODEL_LAYER, "final.norm", x_TD)
-        logits_TV = np.asarray(self.apply(LOGITS, MODEL_LAYER, {"final.norm": x_TD}))[: run.tokens]
+        logits_TV = self.apply(LOGITS, MODEL_LAYER, {"final.norm": x_TD})
+        logits_TV = self.place.to_host(logits_TV)[: run.tokens]
         self.weights.settle()
         run.tap(MODEL_LAYER, "logits", logits_TV)
         return logits_TV
@@ -181,7 +197,7 @@ class Oracle:
     def embed(self, ids_T: np.ndarray) -> jax.Array:
         """Rows of the embedding, TD, scaled where the model does so."""
         how = self.policy.at("embed", MODEL_LAYER)
-        rows_TD = self.weights.embed_rows(ids_T).astype(how.compute)
+        rows_TD = self.place.everywhere(self.weights.embed_rows(ids_T)).astype(how.compute)
         if self.config.embed_scale != 1.0:
             rows_TD = rows_TD * rows_TD.dtype.type(self.config.embed_scale)
         return stored(rows_TD, how.store)
@@ -195,9 +211,11 @@ class Oracle:
         """The positions, and their rotations by Rope, made in fp64 on the host."""
         ropes = {self.config.rope_of(layer) for layer in range(self.config.layers)}
         rotations = {
-            rope: tuple(jnp.asarray(table) for table in rope.tables(positions_T)) for rope in ropes
+            rope: tuple(self.place.everywhere(table) for table in rope.tables(positions_T))
+            for rope in ropes
         }
-        return {"positions": jnp.asarray(positions_T, jnp.int32), "rotation": rotations}
+        positions = self.place.everywhere(np.asarray(positions_T, np.int32))
+        return {"positions": positions, "rotation": rotations}
 
     def apply(self, op: Op, layer: int, tensors: dict) -> jax.Array:
         """One op of the table on tensors by name, with this oracle's weights and policy."""
@@ -205,6 +223,7 @@ class Oracle:
         for name in op.inputs:
             value = tensors[name]
             inputs.extend(value if isinstance(value, tuple) else (value,))
+        inputs = self.place.inputs(op.site, inputs)
         cfg, how = self.config.layer(layer), self.policy.at(op.site, layer)
         if not op.output:
             weights = [w for name in op.weights for w in self.weights.chunks(name, layer)]

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -115,7 +114,7 @@ class _Checkpoint:
         differing = [k for k, v in self.question.items() if metadata.get(k) != v]
         if differing:
             raise self._refused(f"it belongs to another {', '.join(differing)}")
-        run.x_TD = jnp.asarray(tensors.pop("residual"))
+        run.x_TD = run.place.everywhere(tensors.pop("residual"))
         for name, value in tensors.items():
             layer, site = name.split("|")
             run.taken[int(layer), site] = value
@@ -124,7 +123,7 @@ class _Checkpoint:
     def save(self, run: Run, layer: int) -> None:
         """Replaces the file at one stroke, so that a kill leaves the old one or the new one."""
         tensors = {f"{at}|{site}": np.ascontiguousarray(v) for (at, site), v in run.taken.items()}
-        tensors["residual"] = np.asarray(run.x_TD)
+        tensors["residual"] = run.place.to_host(run.x_TD)
         fresh = self.path.with_suffix(".new")
         save_file(tensors, fresh, metadata=self.question | {"layer": str(layer)})
         fresh.replace(self.path)

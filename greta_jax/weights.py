@@ -17,6 +17,7 @@ from greta_jax.config import LlamaConfig
 from greta_jax.errors import TensorError
 from greta_jax.gguf.dequantize import check_format, dequantize, dequantize_blocks, magnitude, rounds
 from greta_jax.gguf.reader import GgufFile
+from greta_jax.sharding import ONE_DEVICE, OneDevice
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,14 @@ class ModelWeights:
     """
 
     def __init__(
-        self, file: GgufFile, config: LlamaConfig, store: str, resident: bool | None = None
+        self,
+        file: GgufFile,
+        config: LlamaConfig,
+        store: str,
+        resident: bool | None = None,
+        place: OneDevice = ONE_DEVICE,
     ):
-        self.file, self.config, self.store = file, config, store
+        self.file, self.config, self.store, self.place = file, config, store, place
         self.table = {**MODEL_TENSORS, **layer_tensors(config.row)}
         if "output.weight" not in file.tensors:
             self.table["unembed_VD"] = MODEL_TENSORS["embed_VD"]
@@ -117,7 +123,7 @@ class ModelWeights:
 
     def with_store(self, store: str) -> "ModelWeights":
         """The same tensors stored in another dtype (decoded anew)."""
-        return ModelWeights(self.file, self.config, store, self._asked_resident)
+        return ModelWeights(self.file, self.config, store, self._asked_resident, self.place)
 
     def chunks(self, name: str, layer: int = -1, checked: bool = True) -> Iterator[jax.Array]:
         """A matrix as chunks of whole rows, each in the shape of its blocks; a vector as one [D].
@@ -159,10 +165,11 @@ class ModelWeights:
         rows = rows_of_chunk(info.shape[-1])
         found = []
         for start in range(0, raw.shape[0], rows):
-            piece = self._ahead.take((name, layer, start), raw[start : start + rows])
+            piece = self.place.rows(raw[start : start + rows])
+            piece = self._ahead.take((name, layer, start), piece)
             weights = dequantize_blocks(piece, info.dtype, self.store)
             if checked and (name, layer) not in self._finite:
-                found.append(_any_nonfinite(weights, len(piece)))
+                found.append(_any_nonfinite(weights, piece.shape[0]))
             yield weights if len(info.shape) > 1 else weights.reshape(info.shape)
         if found:
             self._checks.add(self._check_finite, name, layer, found)
@@ -173,7 +180,7 @@ class ModelWeights:
 
     def send_ahead(self, layer: int) -> None:
         """Starts copying what the next layers need to a GPU; on a CPU there is nothing to do."""
-        if not accelerator.in_use():
+        if not accelerator.in_use() or self.place.devices > 1:
             return
         last = min(layer + accelerator.LAYERS_AHEAD, self.config.layers - 1)
         wanted = [
