@@ -19,7 +19,6 @@ from experiments import flags
 from experiments.batch import options, suite
 from hip_engine.gfx942 import cli
 from tests.experiments import foreign_engine_test
-from tests.experiments import foreign_engine_test
 from tests.hip_engine.gfx942 import objects
 from tests.hip_engine.hip import programs
 
