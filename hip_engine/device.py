@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,18 @@ class Buffer:
     label: str
 
 
+class Traffic(NamedTuple):
+    """Bytes of a buffer that a launch moved; `read_wide`: by 16-byte lane loads.
+
+    `lines`: 128-byte lines that loads touched, counted load by load.
+    """
+
+    read: int
+    written: int
+    read_wide: int
+    lines: int
+
+
 @dataclass(frozen=True)
 class MemoryCounts:
     """What the vector memory and LDS instructions of a launch did (emulated device only).
@@ -24,7 +36,7 @@ class MemoryCounts:
     `load_lines` counts distinct 128-byte lines instruction by instruction; `load_wide_bytes` are
     bytes that 16-byte lane loads fetched. `lds_passes` counts passes over the 32 banks, half a
     wave at a time, so passes above 2 an access are conflicts. `flight_peak` is the most vector
-    memory instructions one wave had in flight. `by_buffer` gives (read, written) bytes.
+    memory instructions one wave had in flight.
     """
 
     loads: int
@@ -36,7 +48,7 @@ class MemoryCounts:
     lds_accesses: int
     lds_passes: int
     flight_peak: int
-    by_buffer: dict[Buffer, tuple[int, int]]
+    by_buffer: dict[Buffer, Traffic]
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,8 @@ class LaunchRecord:
 
     `kernarg`: the arguments' bytes, as the kernel found them. `executed` counts wave instructions
     by class ("valu", "salu", "mfma", "vmem_load", ...) where the device can see them (the emulated
-    one can), and is empty where it cannot.
+    one can), and is empty where it cannot. `blocks`: byte offset of a basic block from the kernel's
+    entry -> waves that ran it; only with counters.
     """
 
     symbol: str
@@ -55,6 +68,7 @@ class LaunchRecord:
     kernarg: bytes = field(default=b"", repr=False, compare=False)
     executed: dict[str, int] = field(default_factory=dict)
     memory: MemoryCounts | None = None
+    blocks: dict[int, int] = field(default_factory=dict)
 
 
 class AccessLog(Protocol):

@@ -31,8 +31,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(file.name, path)
 
 
-def run(command: list[str], cwd: str | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def run(
+    command: list[str], cwd: str | None = None, text: str | None = None
+) -> subprocess.CompletedProcess:
+    """`text`: what the command reads from its standard input."""
+    return subprocess.run(
+        command, cwd=cwd, input=text, capture_output=True, text=True, check=False
+    )
 
 
 def _candidates(tool: str) -> list[str]:
@@ -66,6 +71,16 @@ def find_objdump() -> str:
     Raises:
       CompilerMissing: there is none.
     """
-    for path in _candidates("llvm-objdump"):
+    return _find("llvm-objdump")
+
+
+@functools.cache
+def find_mca() -> str:
+    """Path of llvm-mca. Raises CompilerMissing: there is none."""
+    return _find("llvm-mca")
+
+
+def _find(tool: str) -> str:
+    for path in _candidates(tool):
         return path
-    raise CompilerMissing("no llvm-objdump found: apt-get install llvm-19, or set ROCM_PATH")
+    raise CompilerMissing(f"no {tool} found: apt-get install llvm-19, or set ROCM_PATH")

@@ -147,6 +147,7 @@ GRETA_DEVICE void AppendToken(const AttnArgs& args, int64_t row, int kv_head, in
 template <class Cache, int kHeadDim, int kHeads, class Tile, bool kFused>
 GRETA_DEVICE void AttendChunks(const AttnArgs& args) {
   __shared__ ChunkScratch<kHeads, kHeadDim> scratch;
+  __shared__ typename Tile::Shared shared;
   const int64_t row = BlockZ();
   const int position = args.position_T[row], sequence = args.sequence_T[row];
   const LiveSlots live = LiveSlots::At(position, args.window);
@@ -170,7 +171,7 @@ GRETA_DEVICE void AttendChunks(const AttnArgs& args) {
     k_scale = args.kv.scales_2K[kv_head], v_scale = args.kv.scales_2K[args.K + kv_head];
   }
   Tile tile;
-  tile.LoadQueries(args.q_TNH + (row * args.N + head0) * kHeadDim, cos_sin_H, heads);
+  tile.LoadQueries(args.q_TNH + (row * args.N + head0) * kHeadDim, cos_sin_H, heads, shared);
   for (int chunk = first_chunk; chunk * kChunk < live.end; chunk += args.workgroups) {
     const int s0 = chunk * kChunk + WaveId() * kTile;
     const bool empty = s0 >= live.end || s0 + kTile <= live.first;
@@ -182,8 +183,8 @@ GRETA_DEVICE void AttendChunks(const AttnArgs& args) {
       for (int i = LaneId(); i < kHeads * kHeadDim; i += kWaveSize) out[i] = 0.0f;
     } else {
       const TileRows rows = TileRows::At(args.kv, sequence, kv_head, s0, live, kHeadDim);
-      tile.Run(static_cast<const Cache*>(args.kv.k_PKJH), static_cast<const Cache*>(args.kv.v_PKJH),
-               rows, s0, live, args.scale * k_scale, args.softcap, scratch.max[WaveId()],
+      tile.Run(shared, static_cast<const Cache*>(args.kv.k_PKJH),
+               static_cast<const Cache*>(args.kv.v_PKJH), rows, s0, live, args.scale * k_scale, args.softcap, scratch.max[WaveId()],
                scratch.sum[WaveId()], scratch.out[WaveId()]);
     }
     Barrier();

@@ -51,7 +51,7 @@ template <>
 struct OperandsOf<fp8_t> : HalfOperands {
   GRETA_DEVICE void Load(const fp8_t* p, half_t* x) {
     float row[16];
-    CacheType<fp8_t>::Load(p, row);
+    CacheType<fp8_t>::Widen(LoadAligned<uint_x4, 16>(p), row);
     for (int e = 0; e < 16; ++e) x[e] = static_cast<half_t>(row[e]);
   }
 };
@@ -63,6 +63,10 @@ struct OperandsOf<bfloat_t> : BfloatOperands {
     for (int e = 0; e < 8; ++e) x[e] = row[e];
   }
 };
+
+// Waves a SIMD that the results of a workgroup in LDS have room for, two at most. Asked for them
+// the compiler keeps products in plain registers; it otherwise moves them to and from AccVGPRs.
+constexpr int MfmaWaves(int heads, int head_dim) { return heads * head_dim < 2048 ? 2 : 1; }
 
 // kHeads (at most 16) is how many of the 16 columns are kept.
 template <class Cache, int kHeadDim, int kHeads>
@@ -79,6 +83,7 @@ struct MfmaTile {
   static constexpr int kPack = kSide / kColumns;
   static constexpr int kWide = (kPieces + kSide - 1) / kSide;
   static constexpr int kSubtiles = kTile / kSide;
+  struct Shared {};
   Four q[kLoads][kFours];
 
   GRETA_DEVICE int Quad() { return LaneId() / kSide; }
@@ -89,7 +94,7 @@ struct MfmaTile {
   GRETA_DEVICE Four Zero() { return Four{0, 0, 0, 0}; }
 
   // Columns beyond the heads, and pieces beyond the row, are zero.
-  __device__ void LoadQueries(const float* q_GH, const float* cos_sin_H, int heads) {
+  __device__ void LoadQueries(const float* q_GH, const float* cos_sin_H, int heads, Shared&) {
     for (int b = 0; b < kLoads; ++b) {
       const int piece = kQuads * b + Quad();
       const bool keep = Column() < heads && piece < kPieces;
@@ -167,7 +172,7 @@ struct MfmaTile {
     *sum = SumAcrossGroups<kSide>(*sum);
   }
 
-  __device__ void Run(const Cache* k, const Cache* v, const TileRows& rows, int s0,
+  __device__ void Run(const Shared&, const Cache* k, const Cache* v, const TileRows& rows, int s0,
                       const LiveSlots& live, float scale, float softcap, float* max_G,
                       float* sum_G, float (&out_GH)[kHeads][kHeadDim]) const {
     float_x4 score[kSubtiles];

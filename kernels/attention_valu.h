@@ -13,13 +13,32 @@ constexpr int RoundUpToPowerOfTwo(int n) {
   return power;
 }
 
+// `next` is not looked at before `done` is known. What is to overlap is the loads of a batch: left
+// alone the compiler widens all their rows first, and needs more registers than two waves have.
+template <class T>
+GRETA_DEVICE void After(float& done, T& next) {
+  __asm__ volatile("" : "+v"(next), "+v"(done));
+}
+
+// Orders LDS accesses of one wave, whose lanes run in step.
+GRETA_DEVICE void WaveBarrier() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+  __builtin_amdgcn_wave_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+
 template <class Cache, int kHeadDim, int kHeads>
 struct ValuTile {
   static constexpr int kElements = 16 / sizeof(Cache);
   static constexpr int kLanes = RoundUpToPowerOfTwo(kHeadDim / kElements);
   static constexpr bool kPadded = kLanes * kElements != kHeadDim;
   static constexpr int kRowsPerLoad = kWaveSize / kLanes;
-  float q[kHeads][kElements];
+  static constexpr int kBatch = kLanes < 8 ? kLanes : 8;  // loads in flight
+  static constexpr int kGroup = kHeads < 4 ? kHeads : 4;  // heads that share a widened row
+  static_assert(kLanes % 4 == 0 && kHeadDim >= kTile, "weights lie where the result will");
+  struct Shared {
+    float q[kHeads][kHeadDim];
+  };
 
   // The lane's place: row r of a load, elements from j * kElements on.
   GRETA_DEVICE int RowOfLane() { return LaneId() / kLanes; }
@@ -28,70 +47,127 @@ struct ValuTile {
   GRETA_DEVICE bool InHead() { return !kPadded || ColumnOfLane() * kElements < kHeadDim; }
   GRETA_DEVICE int Element() { return InHead() ? ColumnOfLane() * kElements : 0; }
 
-  __device__ void LoadQueries(const float* q_GH, const float* cos_sin_H, int heads) {
-    for (int g = 0; g < kHeads; ++g) {
-      const float* q_H = q_GH + (g < heads ? g : heads - 1) * kHeadDim;
-      LoadQuery<kElements>(q_H, cos_sin_H, Element(), q[g]);
+  // All threads take part.
+  __device__ void LoadQueries(const float* q_GH, const float* cos_sin_H, int heads,
+                              Shared& shared) const {
+    for (int i = 2 * ThreadId(); i < kHeads * kHeadDim; i += 2 * kWaveSize * kAttnWaves) {
+      const int g = i / kHeadDim, h = i % kHeadDim;
+      LoadQuery<2>(q_GH + (g < heads ? g : heads - 1) * kHeadDim, cos_sin_H, h, &shared.q[g][h]);
     }
+    Barrier();
   }
 
-  // The lane's 16 bytes of slot s0 + index as fp32.
-  GRETA_DEVICE void LoadRow(const Cache* slab, const TileRows& rows, int index, bool keep,
-                            float* x) {
-    CacheType<Cache>::Load(slab + rows.Offset(index) + Element(), x);
-    for (int e = 0; e < kElements; ++e) x[e] = keep ? x[e] : 0.0f;
+  // The lane's 16 bytes of slot s0 + index.
+  GRETA_DEVICE uint_x4 LoadRow(const Cache* slab, const TileRows& rows, int index, bool keep) {
+    const uint_x4 raw = LoadAligned<uint_x4, 16>(slab + rows.Offset(index) + Element());
+    return keep ? raw : uint_x4(0);
   }
 
-  // Lane (r, j) ends with the scores of slot j * kRowsPerLoad + r.
-  __device__ void Scores(const Cache* k, const TileRows& rows, float* score) const {
-    for (int g = 0; g < kHeads; ++g) score[g] = 0.0f;
-#pragma unroll 8
-    for (int i = 0; i < kLanes; ++i) {
+  // Products of kGroup heads with the rows of a batch of K. score_GS[g][r * kLanes + i] becomes
+  // that of row r of load i: lane g of the row writes it.
+  GRETA_DEVICE void GroupScores(const float (*q_GH)[kHeadDim], uint_x4 (&raw)[kBatch], int first,
+                                float (*score_GS)[kTile]) {
+    float q[kGroup][kElements];
+    for (int g = 0; g < kGroup; ++g) {
+      for (int e = 0; e < kElements; ++e) q[g][e] = q_GH[g][Element() + e];
+    }
+    float mine = 0.0f;
+    for (int i = 0; i < kBatch; ++i) {
       float k_row[kElements];
-      LoadRow(k, rows, i * kRowsPerLoad + RowOfLane(), InHead(), k_row);
-      for (int g = 0; g < kHeads; ++g) {
+      After(mine, raw[i]);
+      CacheType<Cache>::Widen(raw[i], k_row);
+      for (int g = 0; g < kGroup; ++g) {
         float dot = 0.0f;
         for (int e = 0; e < kElements; ++e) dot = __builtin_fmaf(q[g][e], k_row[e], dot);
         dot = ReduceLanes<Sum>(dot, kLanes);
-        score[g] = i == ColumnOfLane() ? dot : score[g];
+        mine = g == ColumnOfLane() ? dot : mine;
+      }
+      if (ColumnOfLane() < kGroup) {
+        score_GS[ColumnOfLane()][RowOfLane() * kLanes + first + i] = mine;
       }
     }
   }
 
-  // `p` is laid out as Scores leaves it; a dead slot's V is zero, since 0 * infinity would be NaN.
+  __device__ void Scores(const Shared& shared, const Cache* k, const TileRows& rows,
+                         float (*score_GS)[kTile]) const {
+#pragma unroll 1
+    for (int first = 0; first < kLanes; first += kBatch) {
+      uint_x4 raw[kBatch];
+      for (int i = 0; i < kBatch; ++i) {
+        const int slot = (first + i) * kRowsPerLoad + RowOfLane();
+        raw[i] = LoadRow(k, rows, slot, InHead());
+      }
+#pragma unroll 1
+      for (int g = 0; g < kHeads; g += kGroup) {
+        GroupScores(shared.q + g, raw, first, score_GS + g);
+      }
+    }
+    WaveBarrier();
+  }
+
+  // `p_GS` is laid out as Scores leaves it; a dead slot's V is zero, since 0 * infinity would be
+  // NaN.
   __device__ void WeightedSum(const Cache* v, const TileRows& rows, int s0, const LiveSlots& live,
-                              const float* p, float (&out)[kHeads][kElements]) const {
-#pragma unroll 8
-    for (int i = 0; i < kLanes; ++i) {
-      const int index = i * kRowsPerLoad + RowOfLane();
-      float v_row[kElements];
-      LoadRow(v, rows, index, InHead() && live.Has(s0 + index), v_row);
-      for (int g = 0; g < kHeads; ++g) {
-        const float weight = FromLane(p[g], RowOfLane() * kLanes + i);
-        for (int e = 0; e < kElements; ++e) {
-          out[g][e] = __builtin_fmaf(weight, v_row[e], out[g][e]);
+                              const float (*p_GS)[kTile], float (&out)[kHeads][kElements]) const {
+#pragma unroll 1
+    for (int first = 0; first < kLanes; first += kBatch) {
+      uint_x4 raw[kBatch];
+      for (int i = 0; i < kBatch; ++i) {
+        const int index = (first + i) * kRowsPerLoad + RowOfLane();
+        raw[i] = LoadRow(v, rows, index, InHead() && live.Has(s0 + index));
+      }
+      for (int four = 0; four < kBatch; four += 4) {
+        float_x4 weight[kHeads];
+        for (int g = 0; g < kHeads; ++g) {
+          const float* p = &p_GS[g][RowOfLane() * kLanes + first + four];
+          weight[g] = LoadAligned<float_x4, 16>(p);
+        }
+        for (int i = 0; i < 4; ++i) {
+          float v_row[kElements];
+          for (int g = 0; g < kHeads; ++g) After(out[g][kElements - 1], raw[four + i]);
+          CacheType<Cache>::Widen(raw[four + i], v_row);
+          for (int g = 0; g < kHeads; ++g) {
+            for (int e = 0; e < kElements; ++e) {
+              out[g][e] = __builtin_fmaf(weight[g][i], v_row[e], out[g][e]);
+            }
+          }
         }
       }
     }
     for (int g = 0; g < kHeads; ++g) {
-      for (int e = 0; e < kElements; ++e) out[g][e] = SumAcrossGroups<kLanes>(out[g][e]);
+      for (int e = 0; e < kElements; ++e) {
+        if (g > 0) After(out[g - 1][e], out[g][e]);
+        out[g][e] = SumAcrossGroups<kLanes>(out[g][e]);
+      }
     }
   }
 
-  __device__ void Run(const Cache* k, const Cache* v, const TileRows& rows, int s0,
-                      const LiveSlots& live, float scale, float softcap, float* max_G,
-                      float* sum_G, float (&out_GH)[kHeads][kHeadDim]) const {
+  // Lane (r, j) has slot j * kRowsPerLoad + r.
+  __device__ void Softmax(int s0, const LiveSlots& live, float scale, float softcap,
+                          float (*score_GS)[kTile], float* max_G, float* sum_G) const {
     const bool alive = live.Has(s0 + ColumnOfLane() * kRowsPerLoad + RowOfLane());
-    float p[kHeads], out[kHeads][kElements] = {};
-    Scores(k, rows, p);
+#pragma unroll 1
     for (int g = 0; g < kHeads; ++g) {
-      const float score = SoftCap(p[g] * scale, softcap);
+      const float score = SoftCap(score_GS[g][LaneId()] * scale, softcap);
       const float max = ReduceLanes<Max>(alive ? score : -kInfinity, kWaveSize);
-      p[g] = alive ? Exp(score - max) : 0.0f;
-      const float sum = ReduceLanes<Sum>(p[g], kWaveSize);
+      const float p = alive ? Exp(score - max) : 0.0f;
+      score_GS[g][LaneId()] = p;
+      const float sum = ReduceLanes<Sum>(p, kWaveSize);
       if (LaneId() == 0) max_G[g] = max, sum_G[g] = sum;
     }
-    WeightedSum(v, rows, s0, live, p, out);
+    WaveBarrier();
+  }
+
+  __device__ void Run(const Shared& shared, const Cache* k, const Cache* v, const TileRows& rows,
+                      int s0, const LiveSlots& live, float scale, float softcap, float* max_G,
+                      float* sum_G, float (&out_GH)[kHeads][kHeadDim]) const {
+    // Scores and weights lie in the wave's own place for the result, until that is known.
+    float(*p_GS)[kTile] = reinterpret_cast<float(*)[kTile]>(&out_GH[0][0]);
+    float out[kHeads][kElements] = {};
+    Scores(shared, k, rows, p_GS);
+    Softmax(s0, live, scale, softcap, p_GS, max_G, sum_G);
+    WeightedSum(v, rows, s0, live, p_GS, out);
+    WaveBarrier();
     if (RowOfLane() != 0 || !InHead()) return;
     for (int g = 0; g < kHeads; ++g) {
       for (int e = 0; e < kElements; ++e) out_GH[g][Element() + e] = out[g][e];

@@ -3,10 +3,11 @@
 #include "instance.h"
 
 #if GRETA_MATRIX_CACHE
-#define ATTN_FUSED_MFMA(kHeads)                                                            \
-  GRETA_KERNEL(64 * kAttnWaves) GRETA_SYMBOL(attn_fused_mfma, kHeads)(AttnArgs args) {     \
+#define ATTN_FUSED_MFMA(kHeads)                                                             \
+  GRETA_KERNEL_OF(64 * kAttnWaves, MfmaWaves(kHeads, GRETA_HEAD_DIM))                       \
+  GRETA_SYMBOL(attn_fused_mfma, kHeads)(AttnArgs args) {                                    \
     AttendChunks<GRETA_CACHE, GRETA_HEAD_DIM, kHeads,                                       \
-                 MfmaTile<GRETA_CACHE, GRETA_HEAD_DIM, kHeads>, true>(args);               \
+                 MfmaTile<GRETA_CACHE, GRETA_HEAD_DIM, kHeads>, true>(args);                \
   }
 
 ATTN_FUSED_MFMA(4)

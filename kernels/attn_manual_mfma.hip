@@ -4,7 +4,8 @@
 
 #if GRETA_MATRIX_CACHE
 #define ATTN_MANUAL_MFMA(kHeads)                                                            \
-  GRETA_KERNEL(64 * kAttnWaves) GRETA_SYMBOL(attn_manual_mfma, kHeads)(AttnArgs args) {     \
+  GRETA_KERNEL_OF(64 * kAttnWaves, MfmaWaves(kHeads, GRETA_HEAD_DIM))                       \
+  GRETA_SYMBOL(attn_manual_mfma, kHeads)(AttnArgs args) {                                   \
     AttendChunks<GRETA_CACHE, GRETA_HEAD_DIM, kHeads,                                       \
                  MfmaTile<GRETA_CACHE, GRETA_HEAD_DIM, kHeads>, false>(args);               \
   }

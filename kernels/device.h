@@ -15,6 +15,9 @@
 #endif
 
 #define GRETA_KERNEL(threads) extern "C" __global__ __launch_bounds__(threads) void
+// With registers for at least `waves` waves a SIMD.
+#define GRETA_KERNEL_OF(threads, waves) \
+  extern "C" __global__ __launch_bounds__(threads) __attribute__((amdgpu_waves_per_eu(waves))) void
 #define GRETA_DEVICE static inline __device__ __attribute__((always_inline))
 
 typedef __UINT8_TYPE__ uint8_t;

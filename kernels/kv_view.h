@@ -33,15 +33,15 @@ struct KvView {
   }
 };
 
-// How a type is read, 16 bytes a lane, and written.
+// How a type's 16 bytes become fp32, and how an element is written. Zero bits are zero in each.
 template <class Cache>
 struct CacheType;
 
 template <>
 struct CacheType<float> {
   static constexpr bool kScaled = false;
-  GRETA_DEVICE void Load(const float* p, float* x) {
-    const float_x4 row = LoadAligned<float_x4, 16>(p);
+  GRETA_DEVICE void Widen(uint_x4 raw, float* x) {
+    const float_x4 row = __builtin_bit_cast(float_x4, raw);
     for (int e = 0; e < 4; ++e) x[e] = row[e];
   }
   GRETA_DEVICE float From(float x) { return x; }
@@ -50,8 +50,8 @@ struct CacheType<float> {
 template <>
 struct CacheType<half_t> {
   static constexpr bool kScaled = false;
-  GRETA_DEVICE void Load(const half_t* p, float* x) {
-    const half_x8 row = LoadAligned<half_x8, 16>(p);
+  GRETA_DEVICE void Widen(uint_x4 raw, float* x) {
+    const half_x8 row = __builtin_bit_cast(half_x8, raw);
     for (int e = 0; e < 8; ++e) x[e] = static_cast<float>(row[e]);
   }
   GRETA_DEVICE half_t From(float x) { return static_cast<half_t>(x); }
@@ -60,11 +60,10 @@ struct CacheType<half_t> {
 template <>
 struct CacheType<bfloat_t> {
   static constexpr bool kScaled = false;
-  GRETA_DEVICE void Load(const bfloat_t* p, float* x) {
-    const uint_x4 row = LoadAligned<uint_x4, 16>(p);
+  GRETA_DEVICE void Widen(uint_x4 raw, float* x) {
     for (int e = 0; e < 4; ++e) {
-      x[2 * e] = FloatOf(static_cast<int32_t>(row[e] << 16));
-      x[2 * e + 1] = FloatOf(static_cast<int32_t>(row[e] & 0xffff0000u));
+      x[2 * e] = FloatOf(static_cast<int32_t>(raw[e] << 16));
+      x[2 * e + 1] = FloatOf(static_cast<int32_t>(raw[e] & 0xffff0000u));
     }
   }
   // To nearest even; a NaN stays one.
@@ -78,11 +77,10 @@ struct CacheType<bfloat_t> {
 template <>
 struct CacheType<fp8_t> {
   static constexpr bool kScaled = true;
-  GRETA_DEVICE void Load(const fp8_t* p, float* x) {
-    const uint_x4 row = LoadAligned<uint_x4, 16>(p);
+  GRETA_DEVICE void Widen(uint_x4 raw, float* x) {
     for (int e = 0; e < 4; ++e) {
-      const auto low = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(row[e]), false);
-      const auto high = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(row[e]), true);
+      const auto low = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(raw[e]), false);
+      const auto high = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(raw[e]), true);
       x[4 * e] = low[0], x[4 * e + 1] = low[1];
       x[4 * e + 2] = high[0], x[4 * e + 3] = high[1];
     }

@@ -38,14 +38,14 @@ GRETA_DEVICE float SumAcrossGroups(float x) {
   return x;
 }
 
-// Sums over a workgroup of kWaves waves: lanes first, then waves in order. All threads get the sum.
-template <int kWaves>
-GRETA_DEVICE float SumWorkgroup(float x, float* scratch_lds) {
-  x = ReduceLanes<Sum>(x, kWaveSize);
+// Combines a workgroup of kWaves waves: lanes first, then waves in order. All threads get the result.
+template <class Op, int kWaves>
+GRETA_DEVICE float ReduceWorkgroup(float x, float* scratch_lds) {
+  x = ReduceLanes<Op>(x, kWaveSize);
   if (LaneId() == 0) scratch_lds[WaveId()] = x;
   Barrier();
   float total = scratch_lds[0];
-  for (int wave = 1; wave < kWaves; ++wave) total += scratch_lds[wave];
+  for (int wave = 1; wave < kWaves; ++wave) total = Op::Combine(total, scratch_lds[wave]);
   return total;
 }
 

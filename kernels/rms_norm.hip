@@ -15,7 +15,7 @@ rms_norm(const float* __restrict__ x_TD, const float* __restrict__ weight_D,
   for (int i = ThreadId(); i < D; i += 64 * kNormWaves) {
     squares = __builtin_fmaf(x_D[i], x_D[i], squares);
   }
-  const float mean = SumWorkgroup<kNormWaves>(squares, scratch) / static_cast<float>(D);
+  const float mean = ReduceWorkgroup<Sum, kNormWaves>(squares, scratch) / static_cast<float>(D);
   // Both correctly rounded, so that the bits do not depend on v_rsq_f32.
   const float scale = 1.0f / __builtin_sqrtf(mean + eps);
   for (int i = ThreadId(); i < D; i += 64 * kNormWaves) y_D[i] = x_D[i] * scale * weight_D[i];

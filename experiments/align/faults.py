@@ -173,8 +173,8 @@ CORPUS = (
     ),
     Fault(
         *("keys_a_slot_early", "", KERNEL, "attention_valu.h"),
-        old="LoadRow(k, rows, i * kRowsPerLoad + RowOfLane(),",
-        new="LoadRow(k, rows, i + RowOfLane() ? i * kRowsPerLoad + RowOfLane() - 1 : 0,",
+        old="const int slot = (first + i) * kRowsPerLoad + RowOfLane();",
+        new="int slot = (first + i) * kRowsPerLoad + RowOfLane(); slot -= slot > 0;",
         found_at=(0, "attn.out"),
         named="keys_read_one_slot_early",
     ),
@@ -187,8 +187,8 @@ CORPUS = (
     ),
     Fault(
         *("tail_unmasked", "", KERNEL, "attention_valu.h"),
-        old="p[g] = alive ? Exp(score - max) : 0.0f;",
-        new="p[g] = Exp(score - max);",
+        old="const float p = alive ? Exp(score - max) : 0.0f;",
+        new="const float p = Exp(score - max);",
         found_at=(0, "attn.out"),
     ),
     Fault(
@@ -280,8 +280,8 @@ DECOYS = (
     Fault("room_for_three_sequences", "", OPTIONS, options={"sequences": 3}),
     Fault(
         *("waves_summed_backwards", "", KERNEL, "reduce.h"),
-        old="for (int wave = 1; wave < kWaves; ++wave) total += scratch_lds[wave];",
-        new="for (int wave = kWaves - 1; wave > 0; --wave) total += scratch_lds[wave];",
+        old="for (int wave = 1; wave < kWaves; ++wave)",
+        new="for (int wave = kWaves - 1; wave > 0; --wave)",
     ),
     Fault(
         *("products_not_contracted", "", KERNEL, "attention_valu.h"),

@@ -125,3 +125,18 @@ def aligned(title: str, heads: list[str], rows: list[list]) -> str:
     widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(heads))]
     shown = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=False)) for line in lines]
     return "\n".join([title, *shown])
+
+
+def engine(found: dict[str, dict]) -> str:
+    """The engine on the emulated device."""
+    rows = []
+    for name, one in found.items():
+        if "failed" in one:
+            continue
+        row = [name, one["observed"], f"{one['tokens_per_s']:.2f}", f"{one['s_per_token']:.3f}"]
+        row += [one["launches_per_token"], f"{one['host_ms_per_token']:.2f}"]
+        row += [f"{one['open_s']:.1f}", f"{one['first_token_s']:.2f}"]
+        rows.append([*row, f"{one['rss_bytes'] / GiB:.2f}"])
+    heads = ["model, route", "observed", "tokens/s", "s/token", "launches", "host ms/token"]
+    heads += ["open s", "first token s", "peak GiB"]
+    return _table("Decode on the emulated device (times of this CPU)", heads, rows)

@@ -61,18 +61,24 @@ static void count_access(Wave* w, u32 site, const u64* a, u64 exec, u64 size, u3
     different |= a[i] ^ (a[0] + i * size);
     outside |= (a[i] - own.begin >= own.end - own.begin) & (exec >> i);
   }
+  u64 lines = 0;
   if (!writes)
-    c->load_lines += different ? distinct_lines(c, a, exec, size)
-                               : (a[0] + LANES * size - 1) / 128 - a[0] / 128 + 1;
+    lines = different ? distinct_lines(c, a, exec, size)
+                      : (a[0] + LANES * size - 1) / 128 - a[0] / 128 + 1;
+  const int wide = !writes && size == 16;
+  c->load_lines += lines;
+  c->by_buffer[own.index][3] += lines;  // of an access to several allocations, to the last one's
   if (!(outside & 1)) {
     c->by_buffer[own.index][0] += reads ? bytes : 0;
     c->by_buffer[own.index][1] += writes ? bytes : 0;
+    c->by_buffer[own.index][2] += wide ? bytes : 0;
     return;
   }
   FOR_ACTIVE(i, exec) {
     if (a[i] - own.begin >= own.end - own.begin) find_range(w->memory, a[i], size, &own);
     c->by_buffer[own.index][0] += reads ? size : 0;
     c->by_buffer[own.index][1] += writes ? size : 0;
+    c->by_buffer[own.index][2] += wide ? size : 0;
   }
 }
 

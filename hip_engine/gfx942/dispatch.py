@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hip_engine.device import Buffer, LaunchRecord, MemoryCounts
+from hip_engine.device import Buffer, LaunchRecord, MemoryCounts, Traffic
 from hip_engine.errors import LaunchError
 from hip_engine.gfx942 import jit, layout
 from hip_engine.gfx942.arguments import (
@@ -107,7 +107,7 @@ class Worker:
     def __init__(self, sanitized: bool):
         self.sanitizer = SanitizerState(MAX_WAVES) if sanitized else None
         self.counters = Counters()
-        self.by_buffer = np.zeros((0, 2), np.uint64)
+        self.by_buffer = np.zeros((0, 4), np.uint64)
         self.waves = np.zeros(MAX_WAVES * layout.WAVE_BYTES + 64, np.uint8)
         self.waves_address = -(-self.waves.ctypes.data // 64) * 64
         self.states = np.zeros(MAX_WAVES, np.int32)
@@ -116,7 +116,7 @@ class Worker:
 
     def clear_counters(self, buffers: int) -> None:
         if len(self.by_buffer) != buffers:
-            self.by_buffer = np.zeros((buffers, 2), np.uint64)
+            self.by_buffer = np.zeros((buffers, 4), np.uint64)
         self.by_buffer.fill(0)
         stamp = self.counters.stamp
         ctypes.memset(ctypes.byref(self.counters), 0, Counters.by_buffer.offset)
@@ -289,7 +289,8 @@ class Dispatcher:
         if failed:
             worst = min(failed, key=lambda o: tuple(o.workgroup)[::-1])
             raise fault_error(kernel, worst, self.memory, self.budget)
-        executed = (counts.sum(axis=0).view(np.int64) @ kernel.class_matrix).tolist()
+        entered = counts.sum(axis=0).view(np.int64)
+        executed = (entered @ kernel.class_matrix).tolist()
         prepared.instructions = sum(executed)
         return LaunchRecord(
             symbol=kernel.symbol,
@@ -299,7 +300,12 @@ class Dispatcher:
             kernarg=bytes(segment),
             executed=dict(zip(kernel.class_names, executed, strict=True)),
             memory=self._memory_counts() if self.counters else None,
+            blocks=self._blocks(kernel, entered) if self.counters else {},
         )
+
+    @staticmethod
+    def _blocks(kernel: EmulatedKernel, entered: np.ndarray) -> dict[int, int]:
+        return dict(zip(kernel.compiled.block_addresses, entered.tolist(), strict=True))
 
     def _clear_counters(self) -> None:
         for worker in self.workers:
@@ -315,7 +321,7 @@ class Dispatcher:
         touched = [self.memory.buffers[i] for i in np.flatnonzero(traffic.any(axis=1))]
         rows = traffic[traffic.any(axis=1)].tolist()
         by_buffer = {
-            buffer: tuple(row)
+            buffer: Traffic(*row)
             for buffer, row in zip(touched, rows, strict=True)
             if buffer not in self.fixed
         }

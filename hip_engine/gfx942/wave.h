@@ -39,14 +39,15 @@ typedef struct {
 
 struct Observer;
 
-// What memory instructions did, for attestation and evidence; `by_buffer` is (read, written)
-// bytes of each live allocation.
+// What memory instructions did, for attestation and evidence; `by_buffer` is (read, written,
+// read by 16-byte lane loads) bytes of each live allocation, and the 128-byte lines that loads
+// touched, counted load by load.
 typedef struct {
   u64 loads, load_bytes, load_lines, load_wide_bytes;
   u64 stores, store_bytes;
   u64 lds_accesses, lds_passes;
   u64 flight_peak;
-  u64 (*by_buffer)[2];
+  u64 (*by_buffer)[4];
   u64 stamp, seen[256][2];  // lines of the current instruction
 } Counters;
 

@@ -231,7 +231,8 @@ def test_counters_agree_with_what_a_kernel_must_do():
     assert (counts.loads, counts.stores) == (4, 4)
     assert counts.load_bytes == counts.store_bytes == 4 * 256
     assert counts.load_lines == 4 * 2, "64 dwords are two 128-byte lines"
-    assert counts.by_buffer == {source: (4 * 256, 0), out: (0, 4 * 256)}
+    assert counts.by_buffer == {source: (4 * 256, 0, 0, 4 * 2), out: (0, 4 * 256, 0, 0)}
+    assert sum(record.blocks.values()) >= 4, "every wave entered the kernel"
     assert counts.flight_peak == 1, "the store waits for the load it stores"
 
 

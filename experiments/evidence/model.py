@@ -1,0 +1,72 @@
+"""How long an MI300X would take, modelled: nothing here is a measured time.
+
+A launch takes its first memory round trips, one after the other, and then the longest of three:
+its bytes at the ceiling of the memory, the round trips that its loads in flight leave a compute
+unit waiting for, and the clocks that the fullest compute unit issues for.
+"""
+
+import math
+from dataclasses import dataclass
+
+from hip_engine.gfx942.occupancy import COMPUTE_UNITS, SIMDS
+
+CLOCK_HZ = 2.1e9
+PEAK_BPS = 5.3e12
+MEASURED_BPS = 4.2e12
+"""The highest read rate that has been published for the chip; see numerics.md."""
+LITTLE_BYTES = 13.6e3
+"""Bytes that a compute unit must have in flight for its share of PEAK_BPS (Little's law)."""
+LATENCY_S = LITTLE_BYTES * COMPUTE_UNITS / PEAK_BPS
+L1_CLOCKS_PER_LINE = 2
+CLOCKS_PER_SLOT = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one workgroup does, and what a compute unit can hold of them.
+
+    Attributes:
+      bytes: what it must fetch from memory. clocks: that a compute unit issues for it.
+      flight_bytes: the most it has in flight. resident: workgroups that fit on a compute unit.
+      round_trips: memory latencies from its start to its first product, one after the other.
+    """
+
+    bytes: float
+    clocks: float
+    flight_bytes: float
+    resident: int
+    round_trips: int
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """Seconds, and what they are bound by: memory, loads in flight, issue or round trips."""
+
+    seconds: float
+    bound: str
+
+
+def workgroup_clocks(slots: dict[str, int], lines: int, lds_passes: int, workgroups: int) -> float:
+    """Clocks of a compute unit for one workgroup of `workgroups` that were counted together.
+
+    Its four SIMDs issue side by side, and each unit of a SIMD beside the others; LDS and the
+    first-level cache are shared by all four.
+    """
+    simd = max(slots.values()) * CLOCKS_PER_SLOT / SIMDS
+    return max(simd, L1_CLOCKS_PER_LINE * lines, lds_passes) / workgroups
+
+
+def model(work: Work, workgroups: int, ceiling_bps: float) -> Modelled:
+    """One launch of `workgroups` that are alike."""
+    fullest = math.ceil(workgroups / COMPUTE_UNITS)  # workgroups of the busiest compute unit
+    together = min(fullest, work.resident)
+    waiting = work.bytes * fullest / (work.flight_bytes * together) * LATENCY_S
+    parts = {
+        "memory": workgroups * work.bytes / ceiling_bps,
+        "loads in flight": waiting,
+        "issue": fullest * work.clocks / CLOCK_HZ,
+    }
+    longest = max(parts, key=parts.__getitem__)
+    start = work.round_trips * LATENCY_S
+    bound = longest if parts[longest] >= start else "round trips"
+    return Modelled(start + parts[longest], bound)
