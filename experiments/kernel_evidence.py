@@ -47,9 +47,7 @@ def main(argv: list[str]) -> int:
     except (absl_flags.Error, EngineError) as error:
         print(f"kernel_evidence: {error}", file=sys.stderr)
         return flags.EXIT_USAGE
-    missed = [
-        text for part in found.values() for text in survey.shortcomings(part["kernels"], part["shapes"])
-    ]
+    missed = [text for part in found.values() for text in survey.shortcomings(**part)]
     if VALUES.json:
         Path(VALUES.json).write_text(json.dumps(found | {"missed": missed}, indent=1))
     console = Console(width=None if Console().is_terminal else WIDTH)

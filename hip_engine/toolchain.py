@@ -35,9 +35,7 @@ def run(
     command: list[str], cwd: str | None = None, text: str | None = None
 ) -> subprocess.CompletedProcess:
     """`text`: what the command reads from its standard input."""
-    return subprocess.run(
-        command, cwd=cwd, input=text, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=cwd, input=text, capture_output=True, text=True, check=False)
 
 
 def _candidates(tool: str) -> list[str]:

@@ -232,8 +232,8 @@ CORPUS = (
     ),
     Fault(
         *("sum_in_place_of_mean", "", KERNEL, "rms_norm.hip"),
-        old="SumWorkgroup<kNormWaves>(squares, scratch) / static_cast<float>(D);",
-        new="SumWorkgroup<kNormWaves>(squares, scratch);",
+        old="ReduceWorkgroup<Sum, kNormWaves>(squares, scratch) / static_cast<float>(D);",
+        new="ReduceWorkgroup<Sum, kNormWaves>(squares, scratch);",
         found_at=(0, "attn.norm"),
         named="sum_in_place_of_mean",
     ),

@@ -4,6 +4,7 @@ The engine's own launcher says how a shape is launched. Of that grid the first w
 workgroups are alike, so the rest is extrapolated. Memory is sparse: a context costs address space.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -27,14 +28,15 @@ from hip_engine.gfx942.occupancy import LANES, workgroups_per_cu
 from hip_engine.kv_cache import WHOLE_SEQUENCE
 from hip_engine.kv_types import KvType
 from hip_engine.launcher import ATTENTION_CHUNK, Launcher, Matrix
-from hip_engine.routes import MERGE, Route, attention_symbol
+from hip_engine.routes import Route, attention_symbol
 from hip_engine.weights import FORMATS
 
 SLICE = 2
 """Workgroups along x that run; every one along y does."""
 LANE_BYTES = 16
-# Kernel arguments and positions; then block table and query; then K. Merge: maxima, then sums.
-ROUND_TRIPS = {"attn": 3, MERGE: 3, "gem": 2}
+MOST_ROWS = 256  # of weights, of a workgroup
+# Attention: arguments, position, then block table and query. Merge: arguments, maxima, partials.
+ROUND_TRIPS = {"attn": 3, "gem": 2}
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Counted:
     """What `workgroups` of a kernel did.
 
     Attributes:
-      least: bytes of K and V, or of weights, that had to be read; traffic: of those buffers.
-      grid: of the whole launch.
+      grid: of the whole launch. least: bytes of K and V, or of weights, that had to be read;
+      traffic: of those buffers, by lane. fetched: bytes that memory delivers for it: of K and V
+      every lane's; of weights, which lanes share within a load, every byte once.
     """
 
     descriptor: KernelDescriptor
@@ -54,6 +57,7 @@ class Counted:
     slots: dict[str, int]
     least: float
     traffic: tuple[Traffic, ...]
+    fetched: int
 
     @property
     def read(self) -> int:
@@ -61,7 +65,7 @@ class Counted:
 
     @property
     def over_read(self) -> float:
-        return self.read / self.least
+        return self.fetched / self.least
 
     @property
     def wide_share(self) -> float:
@@ -89,18 +93,16 @@ class Counted:
 
     @property
     def clocks(self) -> float:
-        memory = self.launch.memory
-        return workgroup_clocks(
-            self.slots, memory.load_lines, memory.lds_passes, self.workgroups
-        )
+        return workgroup_clocks(self.slots, self.launch.memory, self.workgroups)
 
     @property
     def resident(self) -> int:
         return workgroups_per_cu(self.descriptor, self.threads)
 
     def work(self) -> Work:
-        trips = next(n for prefix, n in ROUND_TRIPS.items() if self.launch.symbol.startswith(prefix))
-        each = self.read / self.workgroups
+        symbol = self.descriptor.symbol
+        trips = next(n for prefix, n in ROUND_TRIPS.items() if symbol.startswith(prefix))
+        each = self.fetched / self.workgroups
         return Work(each, self.clocks, self.flight_bytes, self.resident, trips)
 
 
@@ -146,21 +148,23 @@ class Counter:
     def symbols(self) -> tuple[str, ...]:
         return tuple(self.launcher.kernels)
 
-    def attention(self, shape: Shape, route: Route, kind: KvType, S: int) -> tuple[Counted, Counted]:
+    def attention(
+        self, shape: Shape, route: Route, kind: KvType, S: int
+    ) -> tuple[Counted, Counted]:
         """Attention and its merge, for one sequence of S tokens."""
         symbol = attention_symbol(self.symbols, route, kind, shape)
         args, buffers = self._attention_args(shape, kind, S)
         try:
-            launches = self._record(lambda go: go.attention(symbol, args, S, shape.H, 0, 1))
+            y = buffers["y"].address
+            launches = self._record(lambda go: go.attention(symbol, args, S, shape.H, y, 1))
             kv = buffers["k"], buffers["v"]
             chunks = min(SLICE, launches[0].grid[0])
             slots = min(S, chunks * ATTENTION_CHUNK)
             least = 2 * slots * shape.K * shape.H * kind.raw.itemsize
             attention = self._count(launches[0], (chunks, launches[0].grid[1], 1), kv, least)
-            merge = launches[1]._replace(args=self._merge_args(launches[1], buffers))
             least = 4 * math.ceil(S / ATTENTION_CHUNK) * (shape.H + 2)
             partials = [buffers[name] for name in ("max", "sum", "out")]
-            return attention, self._count(merge, (1, 1, 1), partials, least)
+            return attention, self._count(launches[1], (1, 1, 1), partials, least)
         finally:
             self._free(buffers)
 
@@ -174,11 +178,14 @@ class Counter:
     def product(self, shape: Shape, matrix: str, family: str, format: str, T: int) -> Counted:
         """One launch of weights times T tokens; family "valu" or "mfma"."""
         rows, columns = shape.matrices[matrix]
-        nbytes = [F * _row_bytes(format, columns) for F in rows]
-        buffers = {f"w{i}": self._sparse(n, "weights") for i, n in enumerate(nbytes)}
+        row = _row_bytes(format, columns)
+        nbytes = [F * row for F in rows]
+        # Only rows of the workgroups that run.
+        held = [min(F, SLICE * MOST_ROWS) * row for F in rows]
+        buffers = {f"w{i}": self.device.allocate(n, "weights") for i, n in enumerate(held)}
         weights = list(buffers.values())
-        buffers |= {f"y{i}": self._sparse(4 * F * T, "product") for i, F in enumerate(rows)}
-        buffers["x"] = self._sparse(4 * columns * T, "x")
+        buffers |= {f"y{i}": self.device.allocate(4 * F * T, "product") for i, F in enumerate(rows)}
+        buffers["x"] = self.device.allocate(4 * columns * T, "x")
         x = buffers["x"].address
         each = [
             Matrix(buffers[f"w{i}"].address, buffers[f"y{i}"].address, F)
@@ -192,7 +199,7 @@ class Counter:
                 (launch,) = self._record(lambda go: go.gemv(format, x, each, columns, T))
             grid = (min(SLICE, launch.grid[0]), 1, 1)
             least = sum(nbytes) * grid[0] / launch.grid[0]
-            return self._count(launch, grid, weights, least)
+            return self._count(launch, grid, weights, least, shared=True)
         finally:
             self._free(buffers)
 
@@ -201,8 +208,9 @@ class Counter:
         launch(self.launcher)
         return self._listing.launches
 
-    def _count(self, launch: Launch, grid, buffers, least: float) -> Counted:
-        ran = self.device.launch(launch.kernel, grid, launch.block, launch.args)
+    def _count(self, launch: Launch, grid, buffers, least: float, shared=False) -> Counted:
+        with self.device.watch() if shared else contextlib.nullcontext() as log:
+            ran = self.device.launch(launch.kernel, grid, launch.block, launch.args)
         none = Traffic(0, 0, 0, 0)
         traffic = tuple(ran.memory.by_buffer.get(buffer, none) for buffer in buffers)
         descriptor = launch.kernel.descriptor
@@ -217,6 +225,9 @@ class Counter:
             issue_slots(code, ran.blocks),
             least,
             traffic,
+            sum(int(log.read(b).sum()) for b in buffers)
+            if shared
+            else sum(t.read for t in traffic),
         )
 
     def _attention_args(self, shape: Shape, kind: KvType, S: int):
@@ -226,7 +237,7 @@ class Counter:
         sizes = {"k": slab, "v": slab, "table": 4, "scales": 8 * K, "cos_sin": 4 * S * H}
         sizes |= {"q": 4 * N * H, "new": 4 * K * H, "position": 4, "sequence": 4, "y": 4 * N * H}
         sizes |= {"max": 4 * N * chunks, "sum": 4 * N * chunks, "out": 4 * N * chunks * H}
-        buffers = {name: self._sparse(nbytes, name) for name, nbytes in sizes.items()}
+        buffers = {name: self.device.allocate(nbytes, name) for name, nbytes in sizes.items()}
         at = {name: buffer.address for name, buffer in buffers.items()}
         self.device.write(buffers["position"], np.array([S - 1], np.int32))
         self.device.write(buffers["scales"], np.ones(2 * K, np.float32))
@@ -249,13 +260,6 @@ class Counter:
         args["max_TNC"], args["sum_TNC"], args["out_TNCH"] = at["max"], at["sum"], at["out"]
         args["N"], args["K"], args["max_chunks"], args["scale"] = N, K, chunks, H**-0.5
         return args, buffers
-
-    def _merge_args(self, launch: Launch, buffers: dict[str, Buffer]) -> tuple:
-        """The launch was recorded without a place for its result."""
-        return tuple(buffers["y"].address if i == 4 else a for i, a in enumerate(launch.args))
-
-    def _sparse(self, nbytes: int, label: str) -> Buffer:
-        return self.device.allocate(nbytes, label)
 
     def _free(self, buffers: dict[str, Buffer]) -> None:
         for buffer in buffers.values():

@@ -8,6 +8,7 @@ unit waiting for, and the clocks that the fullest compute unit issues for.
 import math
 from dataclasses import dataclass
 
+from hip_engine.device import MemoryCounts
 from hip_engine.gfx942.occupancy import COMPUTE_UNITS, SIMDS
 
 CLOCK_HZ = 2.1e9
@@ -17,7 +18,7 @@ MEASURED_BPS = 4.2e12
 LITTLE_BYTES = 13.6e3
 """Bytes that a compute unit must have in flight for its share of PEAK_BPS (Little's law)."""
 LATENCY_S = LITTLE_BYTES * COMPUTE_UNITS / PEAK_BPS
-L1_CLOCKS_PER_LINE = 2
+L1_BYTES_PER_CLOCK = 64
 CLOCKS_PER_SLOT = 4
 
 
@@ -46,14 +47,15 @@ class Modelled:
     bound: str
 
 
-def workgroup_clocks(slots: dict[str, int], lines: int, lds_passes: int, workgroups: int) -> float:
+def workgroup_clocks(slots: dict[str, int], memory: MemoryCounts, workgroups: int) -> float:
     """Clocks of a compute unit for one workgroup of `workgroups` that were counted together.
 
-    Its four SIMDs issue side by side, and each unit of a SIMD beside the others; LDS and the
-    first-level cache are shared by all four.
+    Its four SIMDs issue side by side, and each unit of a SIMD beside the others. LDS and the
+    first-level cache are shared by all four; the cache looks up a line a clock.
     """
     simd = max(slots.values()) * CLOCKS_PER_SLOT / SIMDS
-    return max(simd, L1_CLOCKS_PER_LINE * lines, lds_passes) / workgroups
+    cache = max(memory.load_lines, memory.load_bytes / L1_BYTES_PER_CLOCK)
+    return max(simd, cache, memory.lds_passes) / workgroups
 
 
 def model(work: Work, workgroups: int, ceiling_bps: float) -> Modelled:

@@ -34,7 +34,7 @@ def kernel_row(name: str, found: Counted) -> dict:
         "flight_bytes_per_cu": found.flight_bytes * found.resident,
         "bank_conflicts": found.bank_conflicts,
         "clocks_per_workgroup": found.clocks,
-        "bytes_per_workgroup": found.read / found.workgroups,
+        "bytes_per_workgroup": found.fetched / found.workgroups,
         "issue_slots": {k: v // found.workgroups for k, v in found.slots.items() if v},
     }
 
