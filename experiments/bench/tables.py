@@ -139,4 +139,4 @@ def engine(found: dict[str, dict]) -> str:
         rows.append([*row, f"{one['rss_bytes'] / GiB:.2f}"])
     heads = ["model, route", "observed", "tokens/s", "s/token", "launches", "host ms/token"]
     heads += ["open s", "first token s", "peak GiB"]
-    return _table("Decode on the emulated device (times of this CPU)", heads, rows)
+    return aligned("Decode on the emulated device (times of this CPU)", heads, rows)
