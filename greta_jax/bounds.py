@@ -8,10 +8,11 @@ order has a bound that follows its partial sums (section 3.3). Nothing here is a
 
 import numpy as np
 
+from greta_jax.bound_case import Case
 from greta_jax.declared import OpPrecision
 from greta_jax.graph import FINAL_NORM, LOGITS
 from greta_jax.model import Oracle
-from greta_jax.op_bounds import OP_BOUNDS, Case, embedding
+from greta_jax.op_bounds import OP_BOUNDS, embedding
 from greta_jax.precision import Policy, require_x64
 from greta_jax.replay import replay
 

@@ -5,48 +5,13 @@ order that is declared (greta_jax.sum_bounds).
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from greta_jax.config import LayerConfig
-from greta_jax.declared import OpPrecision
-from greta_jax.errors import SiteError
-from greta_jax.graph import Op
-from greta_jax.model import Oracle
+from greta_jax.attention_bounds import attend, probs, rope, scores
+from greta_jax.bound_case import Case, capped, projected, softmax
 from greta_jax.precision import unit_roundoff
-from greta_jax.replay import replay
-from greta_jax.sum_bounds import dot_error, total_error
-
-
-@dataclass(frozen=True)
-class Case:
-    """One question: the oracle in fp64, the row of its table, the inputs and the result."""
-
-    oracle: Oracle
-    op: Op
-    layer: int
-    inputs: dict[str, np.ndarray]
-    ref: np.ndarray
-    precision: OpPrecision
-
-    @property
-    def cfg(self) -> LayerConfig:
-        """The layer's configuration."""
-        return self.oracle.config.layer(max(self.layer, 0))
-
-    def tensor(self, name: str) -> np.ndarray:
-        """An input in fp64. Raises SiteError if it was not given."""
-        if name not in self.inputs:
-            raise SiteError(
-                f"the bound of {self.op.site} needs the input {name}",
-                remedy=f"give {', '.join(self.op.inputs)}",
-            )
-        return np.asarray(self.inputs[name], np.float64)
-
-    def weight(self, name: str) -> np.ndarray:
-        """A weight in fp64."""
-        return np.asarray(self.oracle.weights.load(name, self.layer), np.float64)
+from greta_jax.sum_bounds import total_error
 
 
 def embedding(case: Case) -> np.ndarray:
@@ -100,29 +65,11 @@ def projection(case: Case) -> np.ndarray:
     x_TX = x.reshape(len(x), -1)
     weight, roundings = case.oracle.weights.magnitude(op.weights[0], case.layer)
     signed = None if p.order is None else case.weight(op.weights[0])
-    error = _dot(p, x_TX, np.asarray(weight), signed, roundings).reshape(case.ref.shape)
+    error = projected(p, x_TX, np.asarray(weight), signed, roundings).reshape(case.ref.shape)
     if op.bias is None:
         return error
     size = np.abs(case.ref - case.weight(op.bias)) + error
     return error + unit_roundoff(p.store) * size + p.u * (np.abs(case.ref) + error)
-
-
-def _dot(p: OpPrecision, x_TX, weight, signed, roundings: int) -> np.ndarray:
-    """n products and sums, the weight's roundings, and three for factors taken out of the sum.
-
-    `weight`: magnitudes that its dequantisation is relative to; `signed`: its values, for the
-    partial sums of a declared order.
-    """
-    n = x_TX.shape[1]
-    weight_EX = weight.reshape(-1, n)
-    size_TE = np.abs(x_TX) @ weight_EX.T
-    flushed = n * p.tiny * (1 + weight_EX.max() + np.abs(x_TX).max())
-    if signed is None:
-        overflows = size_TE * (1 + p.sum_error(n, roundings + 3)) > p.largest
-        return np.where(overflows, np.inf, p.sum_error(n, roundings + 3) * size_TE + flushed)
-    running_TE = dot_error(p, x_TX, signed.reshape(-1, n))
-    own_TE = p.gamma(roundings + 3) * size_TE
-    return (running_TE + own_TE * (1 + p.growth(n))) * (1 + p.gamma(3)) + flushed
 
 
 def logits(case: Case) -> np.ndarray:
@@ -134,134 +81,13 @@ def logits(case: Case) -> np.ndarray:
     for magnitude, roundings in weights.unembed_magnitudes():
         rows = np.asarray(magnitude).reshape(-1, x_TD.shape[1])
         own = None if signed_VD is None else signed_VD[start : start + len(rows)]
-        parts.append(_dot(p, x_TD, rows, own, roundings))
+        parts.append(projected(p, x_TD, rows, own, roundings))
         start += len(rows)
     error_TV = np.concatenate(parts, axis=1)
     if cfg.logit_scale != 1.0:
         error_TV = error_TV / abs(cfg.logit_scale)
         error_TV = error_TV + p.gamma(2) * (np.abs(case.ref) + error_TV) + p.tiny
-    return _capped(p, case.ref, error_TV, cfg.logit_cap)
-
-
-def _capped(p: OpPrecision, ref: np.ndarray, error: np.ndarray, cap: float | None) -> np.ndarray:
-    """cap * tanh(x / cap): two roundings before tanh, its own, two after.
-
-    tanh is no steeper than 1; and y * tanh'(y) <= tanh(y), so that a relative error of x, as those
-    roundings are, makes no larger one of the result.
-    """
-    if cap is None:
-        return error
-    return error + (p.gamma(4) + p.exp_ulp * 2 * p.u) * (np.abs(ref) + error) + 2 * p.tiny
-
-
-def rope(case: Case) -> np.ndarray:
-    """Two products with a rounded table and one sum: three roundings of |x cos| + |x' sin|."""
-    p, x = case.precision, np.abs(case.tensor(case.op.inputs[0]))
-    tables = case.oracle.config.rotation(np.asarray(case.tensor("positions")), case.layer)
-    cos, sin = (np.abs(t)[:, None] for t in tables)
-    halves = case.op.function.__name__ == "rotate_halves"
-    one, other = np.split(x, 2, axis=-1) if halves else (x[..., 0::2], x[..., 1::2])
-    sizes = one * cos + other * sin, one * sin + other * cos
-    turned = 0.0 if p.angle is None else _turned(case, one + other)
-    errors = [p.gamma(3) * size + turned + 2 * p.tiny for size in sizes]
-    return np.concatenate(errors, -1) if halves else np.stack(errors, -1).reshape(x.shape)
-
-
-def _turned(case: Case, size_TNR: np.ndarray) -> np.ndarray:
-    """What an error of the angle turns a pair by: no more than |angle error| (|x| + |x'|).
-
-    Frequency i is made with at most i + 1 powers or products of relative error 2 exp_ulp + 1 units
-    each, and its product with the position rounds once.
-    """
-    u, pairs_R = unit_roundoff(case.precision.angle), np.arange(size_TNR.shape[-1])
-    relative_R = np.expm1(((pairs_R + 1) * (2 * case.precision.exp_ulp + 1) + 1) * np.log1p(u))
-    frequency_R = case.oracle.config.frequencies(case.layer)
-    angle_TR = np.abs(case.tensor("positions"))[:, None] * frequency_R * relative_R
-    return angle_TR[:, None] * size_TNR
-
-
-def scores(case: Case) -> np.ndarray:
-    """The dot over H; the scale: its constant, its product, and one more for a folded log2(e)."""
-    q_TNH, k_SKH = case.tensor("attn.q_rope"), case.tensor("kv.k")
-    p, cfg, H = case.precision, case.cfg, q_TNH.shape[-1]
-    size_TNS = _per_kv_head(np.abs(q_TNH), np.abs(k_SKH), lambda q_MH, k_SH: q_MH @ k_SH.T)
-    flushed = H * p.tiny * (1 + np.abs(k_SKH).max() + np.abs(q_TNH).max())
-    if p.order is None:
-        error_TNS = p.sum_error(H, 3) * size_TNS
-    else:
-        running_TNS = _per_kv_head(q_TNH, k_SKH, lambda q_MH, k_SH: dot_error(p, q_MH, k_SH))
-        error_TNS = (running_TNS + p.gamma(3) * size_TNS) * (1 + p.gamma(3))
-    error_TNS = error_TNS * cfg.score_scale + flushed
-    if cfg.score_cap is None:
-        return error_TNS
-    exact_TNS = _per_kv_head(q_TNH, k_SKH, lambda q_MH, k_SH: q_MH @ k_SH.T) * cfg.score_scale
-    return _capped(p, cfg.score_cap * np.tanh(exact_TNS / cfg.score_cap), error_TNS, cfg.score_cap)
-
-
-def _per_kv_head(x_TNX: np.ndarray, y_YKX: np.ndarray, product) -> np.ndarray:
-    """`product` of each kv head's queries and keys: TNY."""
-    (T, N, X), K = x_TNX.shape, y_YKX.shape[1]
-    x_KMX = np.moveaxis(x_TNX.reshape(T, K, -1, X), 1, 0).reshape(K, -1, X)
-    out_KMY = np.stack([product(x_KMX[k], y_YKX[:, k]) for k in range(K)])
-    return np.moveaxis(out_KMY.reshape(K, T, N // K, -1), 0, 1).reshape(T, N, -1)
-
-
-def probs_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Reference probabilities and their error.
-
-    An error d_i of the exponent of p_i multiplies it by exp(d_i), and the sum that divides it by at
-    least sum p_j exp(-d_j). d_i holds the score's error, three roundings of score and maximum (the
-    subtraction and a conversion to base 2), the exponential's error, and an online softmax's
-    rescaling by exp(m_old - m_new), each of which may err as much again.
-    """
-    p = case.precision
-    inputs = {k: case.inputs[k] for k in ("attn.q_rope", "kv.k", "positions") if k in case.inputs}
-    score_TNS = replay(case.oracle, "attn.scores", case.layer, inputs)
-    prob_TNS = replay(case.oracle, "attn.probs", case.layer, inputs)
-    S = score_TNS.shape[-1]
-    visible = np.isfinite(score_TNS)
-    size_TNS = np.where(visible, np.abs(score_TNS), 0)
-    largest_TN1 = size_TNS.max(axis=-1, keepdims=True)
-    rescales = S if p.rescales is None else p.rescales
-    exp_error = p.exp_ulp * 2 * p.u
-    exponent_TNS = np.where(visible, scores(case), 0) + 3 * p.u * (size_TNS + largest_TN1)
-    exponent_TNS = exponent_TNS + exp_error
-    exponent_TNS = exponent_TNS + rescales * (exp_error + p.u + 6 * p.u * largest_TN1)
-    lost_TN1 = np.sum(prob_TNS * np.expm1(-exponent_TNS), axis=-1, keepdims=True)
-    if p.order is None:
-        total_TN1 = p.gamma(S + 3)
-    else:
-        live = int(np.max(np.nonzero(visible.any(axis=(0, 1)))[0])) + 1
-        total_TN1 = total_error(p, prob_TNS[..., :live], 0.0)[..., None] + p.gamma(3)
-    total = exponent_TNS - np.log1p(np.maximum(lost_TN1, -1)) + np.log1p(total_TN1)
-    return prob_TNS, prob_TNS * np.expm1(total) + visible * p.tiny
-
-
-def probs(case: Case) -> np.ndarray:
-    """Softmax."""
-    return probs_of(case)[1]
-
-
-def attend(case: Case) -> np.ndarray:
-    """The probabilities' error through |v|, and the weighted sum's own."""
-    prob_TNS, error_TNS = probs_of(case)
-    p, S, v_SKH = case.precision, prob_TNS.shape[-1], case.tensor("kv.v")
-    size_HKS = np.abs(v_SKH).transpose(2, 1, 0)
-
-    def through(weight_TNS):
-        return _per_kv_head(weight_TNS, size_HKS, lambda w_MS, v_HS: w_MS @ v_HS.T)
-
-    flushed = S * p.tiny * (1 + np.abs(v_SKH).max())
-    if p.order is None:
-        return through(error_TNS + p.sum_error(S, 3) * (prob_TNS + error_TNS)) + flushed
-    live = int(np.max(np.nonzero((prob_TNS > 0).any(axis=(0, 1)))[0], initial=0)) + 1
-    running_TNH = _per_kv_head(
-        prob_TNS[..., :live],
-        v_SKH[:live].transpose(2, 1, 0),
-        lambda w_MS, v_HS: dot_error(p, w_MS, v_HS),
-    )
-    carried = error_TNS * (1 + p.growth(S + 3)) + p.gamma(3) * prob_TNS
-    return running_TNH * (1 + p.gamma(3)) + through(carried) + flushed
+    return capped(p, case.ref, error_TV, cfg.logit_cap)
 
 
 def swiglu(case: Case) -> np.ndarray:
@@ -306,6 +132,51 @@ def add_scaled(case: Case) -> np.ndarray:
     return error + p.u * (np.abs(case.ref) + error) + 3 * p.tiny
 
 
+def choose_experts(case: Case) -> np.ndarray:
+    """The softmax, and the sum of those that are kept; 1 where rounding may keep another."""
+    p, score_TE = case.precision, case.tensor("ffn.router")
+    prob_TE = np.exp(score_TE - score_TE.max(axis=-1, keepdims=True))
+    prob_TE = prob_TE / prob_TE.sum(axis=-1, keepdims=True)
+    error_TE, used = softmax(p, score_TE, prob_TE, 0.0), case.cfg.experts_used
+    kept_TE = case.ref > 0
+    least_T = np.min(np.where(kept_TE, prob_TE - error_TE, 1), axis=-1)
+    most_T = np.max(np.where(kept_TE, 0, prob_TE + error_TE), axis=-1)
+    share_T1 = np.sum(np.where(kept_TE, error_TE, 0), axis=-1, keepdims=True)
+    share_T1 = share_T1 / np.sum(np.where(kept_TE, prob_TE, 0), axis=-1, keepdims=True)
+    relative_TE = (1 + error_TE / prob_TE) * (1 + p.gamma(used + 3)) / (1 - share_T1) - 1
+    error_TE = np.where(kept_TE, case.ref * relative_TE + p.tiny, 0)
+    return np.where((least_T > most_T)[:, None], error_TE, 1)
+
+
+def project_by_expert(case: Case) -> np.ndarray:
+    """A projection of each expert's own part."""
+    x_TEF, name = case.tensor("ffn.act"), case.op.weights[0]
+    magnitude_EDF, roundings = case.oracle.weights.magnitude(name, case.layer)
+    signed_EDF = None if case.precision.order is None else case.weight(name)
+    parts = [
+        projected(
+            case.precision,
+            x_TEF[:, e],
+            np.asarray(magnitude_EDF[e]),
+            None if signed_EDF is None else signed_EDF[e],
+            roundings,
+        )
+        for e in range(x_TEF.shape[1])
+    ]
+    return np.stack(parts, axis=1)
+
+
+def mix_experts(case: Case) -> np.ndarray:
+    """One product and the sum over the experts."""
+    p, x_TED = case.precision, case.tensor("ffn.experts")
+    weight_TE1 = case.tensor("ffn.route")[..., None]
+    terms_TDE = np.moveaxis(x_TED * weight_TE1, 1, -1)
+    flushed = terms_TDE.shape[-1] * p.tiny * (2 + np.abs(x_TED).max())
+    if p.order is not None:
+        return total_error(p, terms_TDE, p.u) + flushed
+    return p.sum_error(terms_TDE.shape[-1], 1) * np.abs(terms_TDE).sum(axis=-1) + flushed
+
+
 OP_BOUNDS = {
     "keep": copy,
     "rms_norm": rms_norm,
@@ -314,6 +185,9 @@ OP_BOUNDS = {
     "unembed": logits,
     "rotate": rope,
     "rotate_halves": rope,
+    "choose_experts": choose_experts,
+    "project_by_expert": project_by_expert,
+    "mix_experts": mix_experts,
     "attend_scores": scores,
     "attend_probs": probs,
     "attend_values": attend,

@@ -152,8 +152,10 @@ def write_llama(path: Path, s: Shape, changes=None) -> Path:
 
 FEATURES = {
     "llama": {},
+    "llama-moe": {"expert_count": 4, "expert_used_count": 2},
     "qwen2": {},
     "qwen3": {},
+    "qwen3moe": {"expert_count": 4, "expert_used_count": 2},
     "phi3": {"attention.sliding_window": 5},
     "olmo2": {},
     "granite": {"embedding_scale": 12.0, "residual_scale": 0.25, "logit_scale": 8.0},
@@ -169,7 +171,8 @@ FEATURES = {
 
 def write_architecture(path: Path, name: str, s: Shape = PRIME_ISH) -> Path:
     """A random model of another architecture, in F32."""
-    writer, rng = gguf.GGUFWriter(str(path), name), np.random.default_rng(s.seed)
+    arch = name.removesuffix("-moe")
+    writer, rng = gguf.GGUFWriter(str(path), arch), np.random.default_rng(s.seed)
     sizes = {"block_count": s.layers, "context_length": s.context, "embedding_length": s.dim}
     sizes |= {"feed_forward_length": s.ffn, "vocab_size": s.vocab}
     sizes |= {"attention.head_count": s.heads, "attention.head_count_kv": s.kv_heads}
@@ -177,10 +180,9 @@ def write_architecture(path: Path, name: str, s: Shape = PRIME_ISH) -> Path:
     scales = {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": s.rope_base}
     for key, value in (sizes | scales | FEATURES[name]).items():
         add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        add(f"{name}.{key}", value)
-    lengths = dict(
-        zip("DNKHFV", (s.dim, s.heads, s.kv_heads, s.head_dim, s.ffn, s.vocab), strict=True)
-    )
+        add(f"{arch}.{key}", value)
+    lengths = {"D": s.dim, "N": s.heads, "K": s.kv_heads, "H": s.head_dim, "F": s.ffn, "V": s.vocab}
+    lengths["E"] = FEATURES[name].get("expert_count", 0)
     tensors = dict(MODEL_TENSORS)
     for layer in range(s.layers):
         for weight, tensor in layer_tensors(ARCHITECTURES[name]).items():

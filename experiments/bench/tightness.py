@@ -77,7 +77,9 @@ def _draw(oracle: Oracle, name: str, kind: str, rng, tokens: int) -> np.ndarray:
     heads |= {"attn.out": c.heads, "attn.k": c.kv_heads, "attn.k_norm": c.kv_heads}
     heads |= {"attn.k_rope": c.kv_heads, "attn.v": c.kv_heads}
     heads |= dict.fromkeys(KV_SITES, c.kv_heads)
-    wide = dict.fromkeys(("ffn.gate", "ffn.up", "ffn.act"), (c.ffn,))
+    by_expert = (c.experts,) if c.experts else ()
+    wide = dict.fromkeys(("ffn.gate", "ffn.up", "ffn.act"), (*by_expert, c.ffn))
+    wide |= {"ffn.router": by_expert, "ffn.route": by_expert, "ffn.experts": (*by_expert, c.dim)}
     own = (heads[name], c.head_dim) if name in heads else wide.get(name, (c.dim,))
     x = rng.standard_normal((tokens, *own))
     scale = {

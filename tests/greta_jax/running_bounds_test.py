@@ -15,7 +15,7 @@ from tests.tiny_gguf import FEATURES, write_architecture
 
 TOKENS = 16
 EXACT = ("kv.k", "kv.v")
-QUICK = ("gemma2", "granite")
+QUICK = ("gemma2", "granite", "qwen3moe")
 CASE = Case("float32", "sequential")
 CASES = [
     Case(dtype, order)
