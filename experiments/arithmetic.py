@@ -154,7 +154,9 @@ class OracleArithmetic:
         self, oracle: Oracle, layer: int, site: str, inputs: dict, slack: np.ndarray | None
     ) -> np.ndarray:
         """What the engine's declared precision may round away of one op on any inputs."""
-        error = bound(oracle, site, layer, inputs, self.engine_precision[site])
+        # Scores and probabilities stay in the registers of attn.out's kernel.
+        declared = self.engine_precision.get(site) or self.engine_precision["attn.out"]
+        error = bound(oracle, site, layer, inputs, declared)
         if slack is None:
             return error
         if site in KV_SITES:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.align import compare, divergence, naming, patterns, trace, verdict
+from experiments.align import compare, divergence, naming, patterns, sites, trace, verdict
 from experiments.arithmetic import ATTENTION_SITES, SLACK, OracleArithmetic, append_only
 from experiments.reference import rows_of
 from greta_jax.graph import KV_SITES
-from greta_jax.hypotheses import DIRECT, HYPOTHESES, SHOWS, counterfactuals
+from greta_jax.hypotheses import FALLBACKS, HYPOTHESES, SHOWS, counterfactuals
 
 NEXT_STEPS = {
     "embed": "--route does not matter here: compare the file's bytes of one embedding row",
@@ -70,37 +70,41 @@ def _place(arithmetic: OracleArithmetic, got: trace.Trace, layer: int, site: str
     sources = arithmetic.floor(layer, site, inputs).values()
     floor = [np.maximum.reduce(rows) for rows in zip(*sources, strict=True)]
     rows, op64 = got.rows(layer, site), arithmetic.op64(layer, site, inputs)
-    if site in KV_SITES and append_only(rows):
-        rows, op64, floor = ([slab[-1:] for slab in slabs] for slabs in (rows, list(op64), floor))
-    return _Place(layer, site, inputs, rows, naming.Explanation(op64, floor))
+    if site in KV_SITES:
+        # The slab at the end, a slot a row, whoever wrote it.
+        rows, op64, floor = rows[-1], (slab[-1] for slab in op64), (slab[-1] for slab in floor)
+    return _Place(layer, site, inputs, rows, naming.Explanation(list(op64), list(floor)))
 
 
 def _name(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place) -> naming.Naming:
-    mistakes = _mistakes(arithmetic, got, place)
+    mistakes = _mistakes(arithmetic, got, place, HYPOTHESES.get(place.site, {}))
     unasked = sorted(set(HYPOTHESES.get(place.site, ())) - set(mistakes))
     next_step = NEXT_STEPS.get(place.site, ANYWHERE)
+    found = naming.name(place.got, place.right, mistakes, unasked, next_step)
+    if found.named or found.candidates:
+        return found
+    mistakes |= _mistakes(arithmetic, got, place, FALLBACKS)
     return naming.name(place.got, place.right, mistakes, unasked, next_step)
 
 
-def _mistakes(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place) -> dict:
-    """Every hypothesis that can be asked of these inputs."""
+def _mistakes(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place, table: dict) -> dict:
+    """Every hypothesis of the table that can be asked of these inputs."""
     layer, site, inputs = place.layer, place.site, place.inputs
-    if site not in HYPOTHESES:
-        return {}
     captured = {name: value for name, value in inputs.items() if name != SLACK}
-    others = _others(got, layer)
+    others = _others(got, layer, arithmetic.layers - 1)
     slack = inputs.get(SLACK)
 
     def rounding(oracle, site, layer, changed):
         return arithmetic.bound_of(oracle, layer, site, changed, slack)
 
     asked = (arithmetic.fp64, layer, site)
-    answers = _ask(*asked, dict(captured), others)
-    bounds = _ask(*asked, dict(captured), others, evaluate=rounding)
+    how = {"got": _whole(place), "table": table}
+    answers = _ask(*asked, dict(captured), others, **how)
+    bounds = _ask(*asked, dict(captured), others, evaluate=rounding, **how)
     return {
         name: naming.Explanation(
             _rows(site, answer),
-            place.right.floor if name in DIRECT else _rows(site, _magnitude(bounds[name])),
+            _rows(site, _magnitude(bounds[name])),
             SHOWS.get(name, ""),
         )
         for name, answer in answers.items()
@@ -108,8 +112,14 @@ def _mistakes(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place) -> 
 
 
 def _rows(site: str, value: np.ndarray) -> compare.Rows:
-    """One array a token, as `_place` takes them: of the cache, the slot that the token appended."""
-    return value[:, None] if site in KV_SITES else rows_of(site, value)
+    """One array a token, as `_place` takes them: of the cache, one array a slot."""
+    return value if site in KV_SITES else rows_of(site, value)
+
+
+def _whole(place: _Place) -> np.ndarray | None:
+    """What was got, T first, where its rows have one shape."""
+    same = len({np.shape(row) for row in place.got}) == 1
+    return np.asarray(place.got) if same else None
 
 
 def _magnitude(bound: np.ndarray) -> np.ndarray:
@@ -120,9 +130,7 @@ def _magnitude(bound: np.ndarray) -> np.ndarray:
 def _ask(oracle, layer: int, site: str, inputs: dict, others: dict, **how) -> dict:
     """By name, T first; NaN for tokens at which a hypothesis does not apply."""
     if site in KV_SITES:
-        slabs = inputs.pop("slabs")
-        if not append_only(slabs):
-            return {}  # A kept slot was overwritten: no mistake of this step's row explains that.
+        del inputs["slabs"]
     if site not in ATTENTION_SITES:
         return counterfactuals(oracle, site, layer, inputs, others, **how)
     slabs = [name for name in KV_SITES if name in inputs]
@@ -137,12 +145,14 @@ def _ask(oracle, layer: int, site: str, inputs: dict, others: dict, **how) -> di
 OTHERS = ("attn.q", "attn.k", "attn.v", "attn.k_rope")
 
 
-def _others(got: trace.Trace, layer: int) -> dict:
+def _others(got: trace.Trace, layer: int, last_layer: int) -> dict:
     """What a mistake may have read instead, where it was captured: the newest slabs of the layers
     that a wrong base might mean, and tensors of this layer."""
     found = {}
     for place in ((other, name) for other in {0, layer - 1} - {layer, -1} for name in KV_SITES):
         if place in got and append_only(got.rows(*place)):
             found[place] = got.rows(*place)[-1]
-    here = ((layer, name) for name in OTHERS)
+    here = [(layer, name) for name in OTHERS]
+    here += [(layer - 1, "resid.out") if layer > 0 else (sites.NO_LAYER, "embed")]
+    here += [(last_layer, "resid.out")]
     return found | {place: got.rows(*place) for place in here if place in got}

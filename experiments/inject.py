@@ -1,63 +1,100 @@
-"""Injects a fault into the engine in memory: the files on disk are never touched."""
+"""Injects a fault in memory: the files on disk are never touched.
+
+Python code is exchanged inside the functions that are there, so that whoever already holds one, a
+table or another module, runs the fault too.
+"""
 
 import contextlib
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 from experiments.align.errors import FaultNotApplicable
-from experiments.align.faults import HOST, KERNEL, Fault
+from experiments.align.faults import Fault, Patch
 
 
 def kernel_patches(fault: Fault | None) -> list[tuple[str, str, str]]:
     """What Engine.open takes as source_patch."""
-    if fault is None or fault.where != KERNEL:
-        return []
-    return [(fault.file, fault.old, fault.new)]
+    patches = fault.patches if fault else ()
+    return [(patch.file, patch.old, patch.new) for patch in patches if patch.is_kernel]
 
 
 @contextlib.contextmanager
 def host_patch(fault: Fault | None) -> Iterator[None]:
-    """Runs the body with the fault in the engine's host code; nothing for other faults.
+    """Runs the body with the Python side of the fault in force, everywhere; not after it.
 
-    Every module of the engine sees the patched definitions while the body runs, and the original
-    ones after it. Raises FaultNotApplicable unless the text to replace occurs exactly once.
+    Raises FaultNotApplicable unless every text to replace occurs exactly once, in a function.
     """
-    if fault is None or fault.where != HOST:
+    by_module: dict[str, list[Patch]] = {}
+    for patch in fault.patches if fault else ():
+        if not patch.is_kernel:
+            by_module.setdefault(patch.file, []).append(patch)
+    with contextlib.ExitStack() as stack:
+        for module, patches in by_module.items():
+            stack.enter_context(_in_force(fault.name, module, patches))
+        if any(module.startswith("greta_jax") for module in by_module):
+            # Compiled programs of the code before, and then those of the fault, are forgotten.
+            stack.callback(_forget_compiled)
+            _forget_compiled()
         yield
-        return
-    module = importlib.import_module(fault.file)
+
+
+@contextlib.contextmanager
+def _in_force(name: str, file: str, patches: list[Patch]) -> Iterator[None]:
+    module = importlib.import_module(file)
     source = Path(module.__file__).read_text(encoding="utf-8")
-    if (count := source.count(fault.old)) != 1:
-        raise FaultNotApplicable(
-            f"fault {fault.name}: {fault.old!r} occurs {count} times in {fault.file}, must be once"
-        )
-    before = dict(vars(module))
-    code = compile(source.replace(fault.old, fault.new), module.__file__, "exec")
-    exec(code, vars(module))
-    after = dict(vars(module))
-    package = fault.file.partition(".")[0]
+    for patch in patches:
+        if (count := source.count(patch.old)) != 1:
+            raise FaultNotApplicable(
+                f"fault {name}: {patch.old!r} occurs {count} times in {file}, must be once"
+            )
+        source = source.replace(patch.old, patch.new)
+    changed = _changed(module, source)
+    if not changed:
+        raise FaultNotApplicable(f"fault {name}: changes no function of {file}")
+    before = [(function, function.__code__) for function, _ in changed]
     try:
-        _rebind(package, before, after)
+        for function, code in changed:
+            function.__code__ = code
         yield
     finally:
-        _rebind(package, after, before)
-        for name in after.keys() - before.keys():
-            delattr(module, name)
-        vars(module).update(before)
+        for function, code in before:
+            function.__code__ = code
 
 
-def _rebind(package: str, old: dict, new: dict) -> None:
-    """Replaces what `old` defined by what `new` did in every loaded module of the package."""
-    replacement = {
-        id(value): new[name]
-        for name, value in old.items()
-        if getattr(value, "__module__", None) == old["__name__"] and name in new
-    }
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] != package:
+def _changed(module: ModuleType, source: str) -> list[tuple[FunctionType, object]]:
+    """Functions of the module whose code another source changes, with that code."""
+    other = {"__name__": module.__name__, "__file__": module.__file__}
+    exec(compile(source, module.__file__, "exec"), other)
+    theirs = dict(_functions(other, module.__name__))
+    return [
+        (function, theirs[name].__code__)
+        for name, function in _functions(vars(module), module.__name__)
+        if name in theirs and theirs[name].__code__ != function.__code__
+    ]
+
+
+def _functions(space, module: str, prefix: str = "") -> Iterator[tuple[str, FunctionType]]:
+    """Functions and methods that a module defines, by qualified name, decorators looked through."""
+    for name, value in list(dict(space).items()):
+        if inspect.isclass(value) and value.__module__ == module and not prefix:
+            yield from _functions(vars(value), module, f"{name}.")
             continue
-        for attribute, value in list(vars(module).items()):
-            if id(value) in replacement:
-                setattr(module, attribute, replacement[id(value)])
+        if isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, cached_property):
+            value = value.func
+        elif isinstance(value, (classmethod, staticmethod)):
+            value = value.__func__
+        value = inspect.unwrap(value) if callable(value) else value
+        if isinstance(value, FunctionType) and value.__module__ == module:
+            yield f"{prefix}{name}", value
+
+
+def _forget_compiled() -> None:
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()

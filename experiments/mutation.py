@@ -1,25 +1,30 @@
 """The score of the tester: faults that are really injected, and decoys that must not fire."""
 
+import multiprocessing
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments import session
+from experiments import flags, session
 from experiments.align import divergence, faults, records, report, sites
+from experiments.align.errors import AlignError
 from experiments.align.faults import Fault
 from experiments.alignment import Alignment
-from experiments.flags import EXIT_FAIL, EXIT_PASS, Config
+from experiments.flags import EXIT_FAIL, EXIT_PASS, EXIT_USAGE, Config
 from experiments.progress import Clock
+from greta_jax.errors import OracleError
 from hip_engine.errors import EngineError
 
 
 @dataclass(frozen=True)
 class Score:
-    """One injection. `named` is what the run named, right or wrong; `ok` is what a fault needs:
-    detected, placed, and no wrong name; of a decoy, that nothing fired."""
+    """One injection. `named` is what the run named, right or wrong; `said` that the words of a
+    refusal name it instead. `ok` is what a fault needs: detected, placed, and no wrong name; of a
+    decoy, that nothing fired."""
 
     name: str
     decoy: bool
@@ -28,6 +33,7 @@ class Score:
     named: str
     named_right: bool
     named_wrong: bool
+    said: bool
     seconds: float
     seen: str
 
@@ -38,34 +44,38 @@ class Score:
 
 
 def score(config: Config, fault: Fault, references: dict) -> Score:
-    """Runs with one fault. `references` are the oracle's, shared between runs."""
+    """Runs with one fault. `references` are the oracle's, shared between runs of a sound oracle."""
     start = time.perf_counter()
     injected = replace(config, inject_fault=fault.name)
     found, named, seen = None, "", ""
+    sound = not any(patch.lives_in in ("oracle", "harness") for patch in fault.patches)
     try:
-        alignment = session.run(injected, Clock(quiet=True), False, references)
-    except EngineError as refusal:
-        # Any other refusal, a patch that does not compile say, is no detection.
-        expected = fault.stops and fault.stops in str(refusal)
-        code, seen = (EXIT_FAIL if expected else None), f"refused: {refusal}"
+        alignment = session.run(injected, Clock(quiet=True), False, references if sound else {})
+    except (EngineError, OracleError, AlignError) as refusal:
+        code, seen = EXIT_USAGE, f"refused: {refusal}"
     else:
-        code, (found, named, seen) = alignment.exit_code, _findings(alignment)
-    placed = fault.stops in seen if fault.stops else found == fault.found_at
+        code, (found, named, seen) = alignment.exit_code, _findings(alignment, fault)
+    # A refusal with other words, of a patch that does not compile say, is no detection.
+    placed = fault.says in seen if fault.says else found == fault.found_at
     return Score(
         name=fault.name,
         decoy=fault.is_decoy,
-        detected=code != EXIT_PASS if fault.is_decoy else code == EXIT_FAIL,
+        detected=code != EXIT_PASS if fault.is_decoy else code == fault.code,
         placed=placed and not fault.is_decoy,
         named=named,
         named_right=bool(named) and named == fault.named,
         named_wrong=bool(named) and named != fault.named,
+        said=bool(fault.says) and placed,
         seconds=time.perf_counter() - start,
         seen=seen,
     )
 
 
-def _findings(alignment: Alignment) -> tuple[tuple[int, str] | None, str, str]:
+def _findings(alignment: Alignment, fault: Fault) -> tuple[tuple[int, str] | None, str, str]:
     """Place, name and a line of text of the first divergence; else the first reason not to pass."""
+    reasons = alignment.reasons()
+    if fault.says:
+        return None, "", "; ".join(text for _, text in reasons)
     for result in alignment.results.values():
         if first := divergence.first_divergence(result.judgements):
             key, explained = first.first.key, result.explained
@@ -73,42 +83,56 @@ def _findings(alignment: Alignment) -> tuple[tuple[int, str] | None, str, str]:
             texts = explained.sentences() if explained else []
             named = explained.naming.named if explained else ""
             return (key.layer, key.site), named, "; ".join([place, *texts])
-    reasons = alignment.reasons()
     return None, "", reasons[0][1] if reasons else ""
 
 
-def scores(config: Config, names: Iterable[str]) -> Iterator[Score]:
-    """Raises UnknownFault for a name before anything runs."""
+def scores(config: Config, names: Iterable[str], jobs: int) -> Iterator[Score]:
+    """As they are known, from `jobs` processes. Raises UnknownFault before anything runs."""
+    corpus = [faults.find(name) for name in names]
     references: dict = {}
-    for fault in [faults.find(name) for name in names]:
-        yield score(config, fault, references)
+    if jobs == 1 or len(corpus) == 1:
+        yield from (score(config, fault, references) for fault in corpus)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, flags.configure_jax) as pool:
+        running = [pool.submit(_score_here, config, fault.name) for fault in corpus]
+        yield from (done.result() for done in as_completed(running))
+
+
+_REFERENCES: dict = {}
+"""Of a worker process: the oracle's traces, by prompt."""
+
+
+def _score_here(config: Config, name: str) -> Score:
+    return score(config, faults.find(name), _REFERENCES)
 
 
 def totals(found: list[Score]) -> list[str]:
     """The lines that a reader looks for: shares of the faults, and decoys that fired."""
     real = [one for one in found if not one.decoy]
-    expected = [one for one in real if faults.find(one.name).named]
-    count = len(real)
+    count, said = len(real), sum(s.said for s in real)
+    named = sum(s.named_right for s in real)
     return [
         f"detected {sum(s.detected for s in real)} of {count}, "
         f"placed {sum(s.placed for s in real)} of {count}, "
-        f"named {sum(s.named_right for s in real)} of {count} "
-        f"({len(expected)} have a hypothesis), named wrongly {sum(s.named_wrong for s in found)}",
+        f"named {named + said} of {count} ({named} as a hypothesis, {said} in the words of a "
+        f"refusal), named wrongly {sum(s.named_wrong for s in found)}",
         f"decoys fired {sum(s.decoy and s.detected for s in found)} of {len(found) - count}",
     ]
 
 
-def publish(config: Config, names: Iterable[str]) -> int:
+def publish(config: Config, names: Sequence[str], jobs: int) -> int:
     """Prints a line for each as it is known, then the table; writes mutation_score.jsonl."""
     found, console = [], Console(width=report.WIDTH)
     path = records.writable_dir(config.out_path) / "mutation_score.jsonl"
     with records.JsonLines(path) as lines:
-        for one in scores(config, names):
+        for one in scores(config, names, jobs):
             found.append(one)
             lines.append(asdict(one) | {"ok": one.ok})
             if not config.quiet:
                 console.print(f"{one.name}: {one.seconds:.1f} s, {one.seen}", markup=False)
         lines.append({"event": "totals", "lines": totals(found)})
+    found.sort(key=lambda one: names.index(one.name))
     console.print(_table(found))
     console.print("\n".join(totals(found)), highlight=False)
     failed = [one.name for one in found if not one.ok]
@@ -117,14 +141,17 @@ def publish(config: Config, names: Iterable[str]) -> int:
 
 
 def _table(found: list[Score]) -> Table:
-    columns = ("detected", "placed", "named", "seconds", "as it must be")
+    columns = ("lives in", "detected", "placed", "named", "seconds", "as it must be")
     table = Table(title="Faults and decoys", title_justify="left")
     for column in ("fault or decoy", *columns):
         table.add_column(column)
     for one in found:
-        cells = (_yes(one.detected), "-" if one.decoy else _yes(one.placed), one.named or "-")
+        called = one.named or ("in words" if one.said else "-")
+        cells = (_yes(one.detected), "-" if one.decoy else _yes(one.placed), called)
         name = f"{one.name} (decoy)" if one.decoy else one.name
-        table.add_row(name, *cells, f"{one.seconds:.1f}", _yes(one.ok))
+        table.add_row(
+            name, faults.find(one.name).lives_in, *cells, f"{one.seconds:.1f}", _yes(one.ok)
+        )
     return table
 
 

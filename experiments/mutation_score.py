@@ -1,9 +1,10 @@
 """Scores the tester: injects known faults one by one, and decoys that must not fire.
 
-Every fault of experiments/align/faults.py is a change of the engine's kernels (rebuilt in memory),
-of its host code or of its options. For each, the run that follows must fail (detected), at the
-right layer and site (placed), and name the mistake if a hypothesis of the oracle is that mistake
-(named). Ends with the totals, and writes mutation_score.jsonl to --out_dir.
+Every fault of experiments/align/faults is a change where it would really live: of the engine's
+kernels (rebuilt in memory), of its host code or its weights, of the oracle, or of this harness. For
+each, the run that follows must fail (detected), at the right layer and site (placed), and name the
+mistake: a hypothesis of the oracle is that mistake, or a refusal says so in words (named). Ends with
+the totals, and writes mutation_score.jsonl to --out_dir.
 
 Examples:
   python -m experiments.mutation_score                                     all, on one prompt
@@ -15,6 +16,7 @@ Exit codes: 0 all as they must be; 1 a fault missed, misplaced or misnamed, or a
 2 bad flags or input.
 """
 
+import os
 import sys
 from dataclasses import replace
 
@@ -22,7 +24,10 @@ from absl import flags as absl_flags
 
 from experiments import flags
 
-MORE = ((absl_flags.DEFINE_list, "faults", ["all"], "Names of faults and decoys, all, or quick."),)
+MORE = (
+    (absl_flags.DEFINE_list, "faults", ["all"], "Names of faults and decoys, all, or quick."),
+    (absl_flags.DEFINE_integer, "jobs", os.cpu_count(), "Processes that share the faults."),
+)
 
 
 def main(config: flags.Config, values: absl_flags.FlagValues) -> int:
@@ -30,9 +35,12 @@ def main(config: flags.Config, values: absl_flags.FlagValues) -> int:
     from experiments import mutation
     from experiments.align import faults
 
-    if dict(config.sources)["prompt"] == "default":
+    source = dict(config.sources)
+    if source["prompt"] == "default":
         config = replace(config, prompt=("p5_ba",))
-    return mutation.publish(config, faults.chosen(values.faults))
+    if source["layers"] == "default":
+        config = replace(config, layers="0,1,2")
+    return mutation.publish(config, faults.chosen(values.faults), values.jobs)
 
 
 if __name__ == "__main__":

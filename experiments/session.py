@@ -1,6 +1,7 @@
 """Runs an alignment: the oracle's side, the engine's side, the judge, and the route matrix."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import hip_engine.engine as engines
 from experiments import inject, saved_floors, under_test
@@ -37,6 +38,8 @@ def run(
     references = {} if references is None else references
     records.writable_dir(config.out_path)
     fault = faults.find(config.inject_fault) if config.inject_fault else None
+    if fault:
+        config = replace(config, **fault.run)
     routes.resolve(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
     chosen_sites = sites.resolve(config.points)
     saved = saved_floors.load(config)

@@ -5,7 +5,8 @@ import pytest
 
 from greta_jax.bounds import bound
 from greta_jax.graph import INPUTS
-from greta_jax.hypotheses import HYPOTHESES, WINDOW, counterfactuals
+from greta_jax.hypotheses import HYPOTHESES, counterfactuals
+from greta_jax.hypotheses.attention import WINDOW
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
 from greta_jax.replay import replay

@@ -1,0 +1,5 @@
+"""Faults of the harness."""
+
+from experiments.align.faults.fault import Fault, patch
+
+HARNESS = ()
