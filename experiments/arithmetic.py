@@ -25,10 +25,19 @@ class OracleArithmetic:
 
     `engine_precision` maps each site that the engine stores to what it declares of it. A rotated q
     or k that is not among them is computed in fp64 from the q or k before, and what the engine's
-    own rotation may have rounded away is carried into the floor of the op that read it.
+    own rotation may have rounded away is carried into the floor of the op that read it. The first
+    `batched` tokens went through its prefill, which declares `prefill_precision`.
     """
 
-    def __init__(self, oracle: Oracle, dims: dict[str, int], engine_precision: dict):
+    def __init__(
+        self,
+        oracle: Oracle,
+        dims: dict[str, int],
+        engine_precision: dict,
+        prefill_precision: dict | None = None,
+        batched: int = 0,
+    ):
+        self.prefill_precision, self.batched = prefill_precision, batched
         self.fp64 = oracle.with_policy(Policy.fp64())
         self.layers, self.dims, self.engine_precision = oracle.config.layers, dims, engine_precision
         self.policy = oracle.policy
@@ -96,7 +105,29 @@ class OracleArithmetic:
 
     def floor(self, layer: int, site: str, inputs: dict) -> dict[str, compare.Rows]:
         """The a-priori bound at the precision the engine declares."""
-        return {"bound": self._bounds(self.engine_precision[site], layer, site, inputs)}
+        return {"bound": self._by_phase(site, lambda p: self._bounds(p, layer, site, inputs))}
+
+    def _by_phase(self, site: str, rows_of: Callable[[dict], compare.Rows]) -> compare.Rows:
+        """What follows from the precision of prefill for its tokens, of decode for the others."""
+        rows = rows_of(self._of_site(self.engine_precision, site))
+        if not self._has_two_phases(site):
+            return rows
+        return self._joined(rows_of(self._of_site(self.prefill_precision, site)), rows)
+
+    def _has_two_phases(self, site: str) -> bool:
+        if not self.batched:
+            return False
+        phases = (self.engine_precision, self.prefill_precision)
+        first, second = (self._of_site(precision, site) for precision in phases)
+        return first != second
+
+    def _joined(self, first: compare.Rows, then: compare.Rows) -> compare.Rows:
+        return np.concatenate([first[: self.batched], then[self.batched :]])
+
+    @staticmethod
+    def _of_site(precision: dict, site: str) -> dict:
+        # Scores and probabilities stay in the registers of attn.out's kernel.
+        return precision.get(site) or precision["attn.out"]
 
     def declared(self, layer: int, site: str, inputs: dict) -> compare.RoundingModel:
         """The op itself evaluated in the precision the engine declares.
@@ -104,7 +135,18 @@ class OracleArithmetic:
         Its sums run in the declared order, or else in XLA's. Where the engine's bound is then of a
         shorter chain of additions, the one that holds for any order goes with it.
         """
-        declared = self.engine_precision[site]
+        decode = self._modelled(self.engine_precision[site], layer, site, inputs)
+        if not self._has_two_phases(site):
+            return decode
+        first = self._modelled(self.prefill_precision[site], layer, site, inputs)
+        bounds = [model.bound for model in (first, decode)]
+        either = self._bounds(_without(self.prefill_precision[site], "chain"), layer, site, inputs)
+        bounds = [either if bound is None else bound for bound in bounds]
+        return compare.RoundingModel(self._joined(first.rows, decode.rows), self._joined(*bounds))
+
+    def _modelled(
+        self, declared: dict, layer: int, site: str, inputs: dict
+    ) -> compare.RoundingModel:
         oracle = self._fp32.with_policy(_policy(site, declared))
 
         def run(inputs: dict) -> np.ndarray:
@@ -120,7 +162,7 @@ class OracleArithmetic:
     def bits(self, layer: int, site: str, inputs: dict) -> compare.Rows | None:
         """The tensor to the last bit, where the declared arithmetic is modelled; else None."""
         declared = OpPrecision.of(self.engine_precision[site])
-        if declared.bits is None:
+        if declared.bits is None or self._has_two_phases(site):
             return None
         how = declared.bits, declared.store
         found = predict(self._fp32, site, layer, _without(inputs, "slabs"), *how)
@@ -154,9 +196,7 @@ class OracleArithmetic:
         self, oracle: Oracle, layer: int, site: str, inputs: dict, slack: np.ndarray | None
     ) -> np.ndarray:
         """What the engine's declared precision may round away of one op on any inputs."""
-        # Scores and probabilities stay in the registers of attn.out's kernel.
-        declared = self.engine_precision.get(site) or self.engine_precision["attn.out"]
-        error = bound(oracle, site, layer, inputs, declared)
+        error = self._by_phase(site, lambda p: bound(oracle, site, layer, inputs, p))
         if slack is None:
             return error
         if site in KV_SITES:

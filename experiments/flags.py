@@ -42,6 +42,7 @@ class UsageError(Exception):
     """Bad flags, variables or files: one line that names the thing and the remedy."""
 
 
+PREFILLS = ["steps", "valu", "mfma"]
 _FLAGS = (
     (flags.DEFINE_string, "model", str(DEFAULT_MODEL), "GGUF file that both sides load."),
     (flags.DEFINE_list, "prompt", ["p4_sys", "p5_ba"], "Shipped prompts, or text files."),
@@ -49,6 +50,13 @@ _FLAGS = (
     (flags.DEFINE_string, "layers", "0,1,2,31", "Layers to judge: 0,4-7 for example, or all."),
     (flags.DEFINE_list, "points", ["all"], "Sites to judge: attn.out, or GRETA's names, or all."),
     (flags.DEFINE_integer, "max_tokens", 2, "Decode steps, on the oracle's greedy tokens."),
+    (
+        flags.DEFINE_enum,
+        "prefill",
+        "steps",
+        PREFILLS,
+        "Prompt by steps, or batched on valu or mfma.",
+    ),
     (flags.DEFINE_enum, "precision", "fp64", ["fp64", "fp32"], "Arithmetic of the oracle."),
     (flags.DEFINE_enum, "device", "emulated", ["emulated", "mi300x"], "What runs the code."),
     (flags.DEFINE_enum, "kv_dtype", "float16", list(KV_TYPES), "The engine's KV cache."),
@@ -85,6 +93,7 @@ class Config:
     layers: str
     points: tuple[str, ...]
     max_tokens: int
+    prefill: str
     precision: str
     device: str
     kv_dtype: str

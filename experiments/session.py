@@ -109,12 +109,15 @@ def _align(
 ) -> PromptResult:
     config, prompt = alignment.config, reference.prompt
     watch = config.kv_invariants and device.reports_accesses
+    batched = 0 if config.prefill == "steps" else reference.prompt_tokens
     with clock.counted("engine steps", prompt) as progress:
-        got = under_test.run_forced(engine, device, reference, alignment.layers, watch, progress)
+        got = under_test.run_forced(
+            engine, device, reference, alignment.layers, watch, batched, progress
+        )
     if not config.decode_ref:
         return PromptResult(reference, got, [], "")
     dims = oracle.config.dimensions
-    ops = OracleArithmetic(oracle, dims, engine.precision)
+    ops = OracleArithmetic(oracle, dims, engine.precision, engine.prefill_precision, batched)
     arithmetic = ops.as_arithmetic()
     declared = compare.Declared(
         dims=dims,
@@ -195,7 +198,9 @@ def _run_route(
 
 
 def _open_engine(config: Config, device: Device, route, fault: faults.Fault | None):
-    options = {"kv_dtype": config.kv_dtype, **(fault.options if fault else {})}
+    gemm = "valu" if config.prefill == "steps" else config.prefill
+    options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm}
+    options |= fault.options if fault else {}
     patches = inject.kernel_patches(fault)
     return engines.Engine.open(config.model, device, route=route, source_patch=patches, **options)
 

@@ -64,17 +64,21 @@ def run_forced(
     reference: Reference,
     layers: tuple[int, ...],
     watch: bool,
+    batched: int,
     progress: Callable[[int, int], None],
 ) -> EngineRun:
-    """Feeds the oracle's tokens one by one, with every site of `layers` read back.
-
-    Of the other layers that these depend on, only the output is kept.
+    """Feeds the oracle's tokens, the first `batched` by prefill and the others one by one, with
+    every site of `layers` read back. Of the layers that these depend on, only the output is kept.
     """
     taps = Taps.of(engine.sites, needed_layers(layers, engine.config.L))
     taken = Taken(layers)
     top1, watched = [], []
     engine.reset()
-    for position, token_id in enumerate(reference.token_ids):
+    for step in engine.prefill(reference.token_ids[:batched], taps):
+        taken.add(step.taps)
+        top1.append(step.top1)
+    for position in range(batched, len(reference.token_ids)):
+        token_id = reference.token_ids[position]
         if watch and position >= reference.prompt_tokens:
             with device.watch() as log:
                 step = engine.step(token_id, taps)
