@@ -42,6 +42,17 @@ class PromptResult:
         return found + [text for watched in self.run.watched for text in watched.stray]
 
     @property
+    def changed_by_taps(self) -> str:
+        """How the engine chooses otherwise when nothing is read back; empty if it does not."""
+        start = self.reference.prompt_tokens
+        for i, (got, untapped) in enumerate(
+            zip(self.run.top1_T[start:], self.run.untapped_top1, strict=True)
+        ):
+            if got != untapped:
+                return f"top-1 at position {start + i} is {got} with taps, {untapped} without"
+        return ""
+
+    @property
     def flips(self) -> list[int]:
         """Positions at which the engine's top-1 is not the oracle's."""
         pairs = zip(self.run.top1_T, self.reference.top1_T, strict=True)
@@ -50,7 +61,10 @@ class PromptResult:
 
 @dataclass(frozen=True)
 class Alignment:
-    """One run of an experiment. `facts` are what every record repeats: hashes, commit, route."""
+    """One run of an experiment. `facts` are what every record repeats: hashes, commit, route.
+
+    `broken_laws` are asked for only if the engine failed: who blames must be sound himself.
+    """
 
     config: Config
     facts: dict
@@ -61,6 +75,7 @@ class Alignment:
     routes: list[RouteResult] = field(default_factory=list)
     device_faults: list[str] = field(default_factory=list)
     floor_changes: list[Change] = field(default_factory=list)
+    broken_laws: list[str] = field(default_factory=list)
 
     @property
     def floors(self) -> Floors:
@@ -76,7 +91,8 @@ class Alignment:
 
     def reasons(self) -> list[tuple[int, str]]:
         """Every reason not to pass, as (exit code, text)."""
-        found = [(EXIT_FAIL, f"device fault: {text}") for text in self.device_faults]
+        found = [(EXIT_ORACLE, f"the oracle breaks a law: {text}") for text in self.broken_laws]
+        found += [(EXIT_FAIL, f"device fault: {text}") for text in self.device_faults]
         for prompt, result in self.results.items():
             reasons = _reasons(result, self.config, self.facts["route_resolved"])
             found += [(code, f"{prompt}: {text}") for code, text in reasons]
@@ -116,6 +132,10 @@ def _reasons(result: PromptResult, config: Config, route: str) -> Iterator[tuple
         yield EXIT_FAIL, f"assertion: {result.assertion}"
     if result.kv_errors:
         yield EXIT_FAIL, f"KV invariant: {result.kv_errors[0]}"
+    if wrong := result.run.misread_top1:
+        yield EXIT_FAIL, f"top-1 is not the largest logit: {wrong}"
+    if result.changed_by_taps:
+        yield EXIT_FAIL, f"what runs is not what was judged: {result.changed_by_taps}"
     if undecided := divergence.undecided(result.judgements):
         first = undecided[0]
         place = sites.name(first.key.layer, first.key.site)

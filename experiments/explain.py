@@ -98,7 +98,7 @@ def _mistakes(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place, tab
         return arithmetic.bound_of(oracle, layer, site, changed, slack)
 
     asked = (arithmetic.fp64, layer, site)
-    how = {"got": _whole(place), "table": table}
+    how = {"got": _whole(place), "table": table, "batched": arithmetic.batched}
     answers = _ask(*asked, dict(captured), others, **how)
     bounds = _ask(*asked, dict(captured), others, evaluate=rounding, **how)
     return {

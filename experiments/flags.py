@@ -55,7 +55,7 @@ _FLAGS = (
         "prefill",
         "steps",
         PREFILLS,
-        "Prompt by steps, or batched on valu or mfma.",
+        "Prompt by steps or batched, on what.",
     ),
     (flags.DEFINE_enum, "precision", "fp64", ["fp64", "fp32"], "Arithmetic of the oracle."),
     (flags.DEFINE_enum, "device", "emulated", ["emulated", "mi300x"], "What runs the code."),

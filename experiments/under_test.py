@@ -15,7 +15,7 @@ from hip_engine.engine import Engine
 from hip_engine.errors import RouteNotBuilt
 from hip_engine.kv_cache import KvGeometry
 from hip_engine.kv_types import KV_TYPES
-from hip_engine.taps import Taps
+from hip_engine.taps import Step, Taps
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,15 @@ class EngineRun:
     """One prompt under the engine, teacher-forced on the oracle's tokens.
 
     `free_tokens` are those it chose when left alone; equal choices mean an equal run, so the engine
-    is run again only from a choice that differs.
+    is run again only from a choice that differs. `untapped_top1` are its choices from the prompt on
+    when nothing is read back, so that passes are replayed as graphs. `misread_top1` says where its
+    choice was not the largest of its own logits.
     """
 
     trace: trace.Trace
     top1_T: tuple[int, ...]
+    misread_top1: str
+    untapped_top1: tuple[int, ...]
     watched: list[WatchedStep]
     free_tokens: tuple[int, ...]
     attestation: routes.Attestation
@@ -72,11 +76,16 @@ def run_forced(
     """
     taps = Taps.of(engine.sites, needed_layers(layers, engine.config.L))
     taken = Taken(layers)
-    top1, watched = [], []
-    engine.reset()
-    for step in engine.prefill(reference.token_ids[:batched], taps):
+    top1, largest, watched = [], [], []
+
+    def take(step: Step):
         taken.add(step.taps)
         top1.append(step.top1)
+        largest.append(int(step.logits_V.argmax()))
+
+    engine.reset()
+    for step in engine.prefill(reference.token_ids[:batched], taps):
+        take(step)
     for position in range(batched, len(reference.token_ids)):
         token_id = reference.token_ids[position]
         if watch and position >= reference.prompt_tokens:
@@ -90,13 +99,28 @@ def run_forced(
             )
         else:
             step = engine.step(token_id, taps)
-        taken.add(step.taps)
-        top1.append(step.top1)
+        take(step)
         progress(position + 1, len(reference.token_ids))
     attestation = engine.attest()
     run = trace.Run(engine.model_sha256, reference.trace.run.prompt_sha256, reference.token_ids)
+    untapped = _untapped(engine, reference)
     free = _free_tokens(engine, reference, top1)
-    return EngineRun(trace.Trace(run, taken.rows()), tuple(top1), watched, free, attestation)
+    traced = trace.Trace(run, taken.rows())
+    wrong = [
+        f"{chosen} for {best} at position {position}"
+        for position, (chosen, best) in enumerate(zip(top1, largest, strict=True))
+        if chosen != best
+    ]
+    misread = ", ".join(wrong)
+    return EngineRun(traced, tuple(top1), misread, untapped, watched, free, attestation)
+
+
+def _untapped(engine: Engine, reference: Reference) -> tuple[int, ...]:
+    """The engine's choices on the decoded tokens, without taps."""
+    engine.reset()
+    engine.prefill(reference.token_ids[: reference.prompt_tokens])
+    decoded = reference.token_ids[reference.prompt_tokens :]
+    return tuple(engine.step(token_id).top1 for token_id in decoded)
 
 
 class Taken:

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from gguf import quants
 
 from greta_jax.bounds import bound
+from greta_jax.gguf.dequantize import dequantize, magnitude
 from greta_jax.graph import INPUTS, evaluate
 from greta_jax.graph import LAYER_OP as OPS
 from greta_jax.model import Oracle
-from greta_jax.precision import Policy, unit_roundoff
+from greta_jax.precision import Policy, smallest_normal, unit_roundoff
 from greta_jax.replay import replay
+from greta_jax.weights import MODEL_TENSORS
 
+MIN_NORMAL = smallest_normal("float32")
 U64 = unit_roundoff("float64")
 DOUBLE = {"store": "float64", "accumulate": "float64"}
 T, S = 5, 100
@@ -223,6 +227,22 @@ def a_projection_agrees_with_extended_precision(q: Question) -> float:
     return _ratio(ref, got, floor)
 
 
+def weights_are_decoded_as_gguf_does(q: Question) -> float:
+    """The first and the last row of every weight of layer 0, against the gguf package: both round
+    at most twice in fp32."""
+    weights, worst = q.oracle.weights, 0.0
+    for name in weights.table:
+        layer = -1 if name in MODEL_TENSORS else 0
+        raw = weights.raw_rows(name, layer)[[0, -1]]
+        dtype = weights.file.info(weights.tensor_name(name, layer)).dtype
+        ref = quants.dequantize(raw, dtype).astype(np.float64)
+        got = np.asarray(dequantize(raw, dtype, "float64"), np.float64)
+        size = np.asarray(magnitude(raw, dtype), np.float64)
+        floor = 4 * unit_roundoff("float32") * size.reshape(ref.shape) + MIN_NORMAL
+        worst = max(worst, _ratio(ref, got.reshape(ref.shape), floor))
+    return worst
+
+
 LAWS: tuple[Callable[[Question], float], ...] = (
     prefill_equals_prefill_then_decode,
     grouped_heads_equal_replicated_heads,
@@ -236,4 +256,5 @@ LAWS: tuple[Callable[[Question], float], ...] = (
     attention_agrees_with_extended_precision,
     pointwise_ops_agree_with_extended_precision,
     a_projection_agrees_with_extended_precision,
+    weights_are_decoded_as_gguf_does,
 )

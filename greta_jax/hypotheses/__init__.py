@@ -73,14 +73,16 @@ def counterfactuals(
     evaluate=replay,
     got: np.ndarray | None = None,
     table: dict[str, Hypothesis] | None = None,
+    batched: int | None = None,
 ) -> Tensors:
     """Every hypothesis that applies to one captured op, by name, in the shape of `replay`.
 
     `got`, what the engine computed, lets a mistake read its one parameter from it. `table`: other
-    hypotheses than those of the site. Elements of which a hypothesis says nothing are NaN. Raises
+    hypotheses than those of the site. `batched`: tokens that came in passes of several.
+    Elements of which a hypothesis says nothing are NaN. Raises
     SiteError as `replay`.
     """
-    question = Question(oracle, site, layer, inputs, others or {}, evaluate, got)
+    question = Question(oracle, site, layer, inputs, others or {}, evaluate, got, batched)
     asked = HYPOTHESES.get(site, {}) if table is None else table
     answers = {name: ask(question) for name, ask in asked.items()}
     return {name: answer for name, answer in answers.items() if answer is not None}

@@ -50,10 +50,9 @@ def kv_base_of_previous_layer(q: Question):
     return _other_layer(q, q.layer - 1)
 
 
-def _one_by_one(q: Question, first_slot) -> np.ndarray | None:
-    """Each query on the slots from `first_slot(position)` to its own; attn.out only."""
+def _one_by_one(q: Question, starts: np.ndarray) -> np.ndarray | None:
+    """Each query on the slots from its start to its own; attn.out only."""
     positions = positions_of(q)
-    starts = np.array([first_slot(int(position)) for position in positions])
     if q.site != "attn.out" or not starts.any():
         return None
     answer = np.array(q.ask())
@@ -67,12 +66,14 @@ def _one_by_one(q: Question, first_slot) -> np.ndarray | None:
 
 def last_64_keys_only(q: Question):
     """R8: only the newest keys are summed."""
-    return _one_by_one(q, lambda position: max(position + 1 - WINDOW, 0))
+    return _one_by_one(q, np.maximum(positions_of(q) + 1 - WINDOW, 0))
 
 
 def _own_chunk_only(chunk: int) -> Hypothesis:
     def hypothesis(q: Question):
-        return _one_by_one(q, lambda position: position // chunk * chunk)
+        positions = positions_of(q)
+        in_batch = q.in_batch(len(positions))
+        return _one_by_one(q, np.where(in_batch, positions // chunk * chunk, 0))
 
     hypothesis.__name__ = f"cache_ignored_in_chunks_of_{chunk}"
     hypothesis.__doc__ = "L13: queries see the keys of their own pass only."
@@ -81,9 +82,12 @@ def _own_chunk_only(chunk: int) -> Hypothesis:
 
 def _whole_chunk_seen(chunk: int) -> Hypothesis:
     def hypothesis(q: Question):
-        last = len(q.inputs["kv.k"]) - 1
         positions = positions_of(q)
-        ends = np.minimum(positions // chunk * chunk + chunk - 1, last)
+        in_batch = q.in_batch(len(positions))
+        if not in_batch.any():
+            return None
+        ends = np.minimum(positions // chunk * chunk + chunk - 1, positions[in_batch].max())
+        ends = np.where(in_batch, ends, positions)
         return None if np.array_equal(ends, positions) else q.ask(positions=ends)
 
     hypothesis.__name__ = f"causal_mask_missing_in_chunks_of_{chunk}"

@@ -24,7 +24,7 @@ def tile_stored_transposed(q: Question):
     """R9: each whole 16x16 tile of the result [T, outputs] is stored transposed."""
     ref = np.asarray(q.ask())
     flat = ref.reshape(len(ref), -1).copy()
-    T, E = (size // TILE * TILE for size in flat.shape)
+    T, E = (size // TILE * TILE for size in (q.in_batch(len(flat)).sum(), flat.shape[1]))
     if T == 0 or E == 0:
         return None
     tiles = flat[:T, :E].reshape(T // TILE, TILE, E // TILE, TILE)
@@ -37,7 +37,7 @@ def fragments_loaded_transposed(q: Question):
     op = LAYER_OP[q.site]
     x = np.asarray(q.inputs[op.inputs[0]], np.float64)
     x_TX = x.reshape(len(x), -1)
-    T, X = (size // TILE * TILE for size in x_TX.shape)
+    T, X = (size // TILE * TILE for size in (q.in_batch(len(x)).sum(), x_TX.shape[1]))
     weight = np.asarray(q.oracle.weights.load(op.weights[0], q.layer), np.float64)
     weight_EX = weight.reshape(-1, x_TX.shape[1])
     E = len(weight_EX) // TILE * TILE
@@ -145,6 +145,17 @@ def read_column_major(q: Question):
     return q.with_weight(*turned)
 
 
+def rows_of_other_tokens(q: Question):
+    """The engine was fed other tokens than its labels say: the nearest of this run's."""
+    if q.got is None or not np.isfinite(q.got).all():
+        return None
+    ids_T = np.asarray(q.inputs["token_ids"])
+    known = np.unique(ids_T)
+    rows = np.asarray(q.oracle.weights.embed_rows(known), np.float64)
+    fed = [known[np.abs(rows - row).max(axis=1).argmin()] for row in q.got]
+    return None if np.array_equal(fed, ids_T) else q.ask(token_ids=np.array(fed))
+
+
 def _of_another_layer(name: str, layer_of) -> Hypothesis:
     def hypothesis(q: Question):
         layer = layer_of(q.layer)
@@ -191,7 +202,7 @@ PROJECTED = _ENCODED | named(
     *map(_of_another_op, MATRICES),
 )
 NORM_WEIGHTS = named(*_BY_LAYER, *map(_of_another_op, NORMS), slot_of_the_token_before)
-EMBEDDED = _ENCODED | named(read_column_major, slot_of_the_token_before)
+EMBEDDED = _ENCODED | named(read_column_major, rows_of_other_tokens, slot_of_the_token_before)
 LOGITS = _ENCODED | named(slot_of_the_token_before, input_not_normalised, _of_the_embedding)
 SHOWS = {
     "tile_stored_transposed": f"from {TILE} tokens on",

@@ -29,6 +29,12 @@ class Question:
     """`replay`, or another function of its arguments whose rows belong to the same elements, such
     as a bound of what rounding may do: what a mistake permutes, it permutes of that too."""
     got: np.ndarray | None = None
+    batched: int | None = None
+    """Tokens that came in passes of several; None: all. The others came one by one."""
+
+    def in_batch(self, tokens: int) -> np.ndarray:
+        """Which of the op's tokens came in a pass of several."""
+        return np.arange(tokens) < (tokens if self.batched is None else self.batched)
 
     @property
     def bounding(self) -> bool:
@@ -102,9 +108,9 @@ class _Altered:
     def _is(self, name: str, layer: int) -> bool:
         return (name, layer) == self._place
 
-    def chunks(self, name: str, layer: int = MODEL_LAYER):
+    def chunks(self, name: str, layer: int = MODEL_LAYER, **how):
         if not self._is(name, layer):
-            yield from self._weights.chunks(name, layer)
+            yield from self._weights.chunks(name, layer, **how)
         elif self._value.ndim == 1:
             yield self._value
         else:

@@ -98,11 +98,14 @@ def angles_per_element(q: Question):
 
 
 def _restarting(chunk: int) -> Hypothesis:
-    return _positions(
-        f"positions_restart_every_{chunk}",
-        f"L13: each pass of {chunk} tokens counts from 0.",
-        lambda positions: positions % chunk,
-    )
+    def hypothesis(q: Question):
+        positions = np.asarray(q.inputs["positions"])
+        starts = np.where(q.in_batch(len(positions)), positions // chunk * chunk, 0)
+        return q.ask(positions=positions - starts) if starts.any() else None
+
+    hypothesis.__name__ = f"positions_restart_every_{chunk}"
+    hypothesis.__doc__ = f"Each pass of {chunk} tokens counts from 0."
+    return hypothesis
 
 
 ROTATED = named(

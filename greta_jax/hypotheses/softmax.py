@@ -39,9 +39,10 @@ class _Softmax:
     def maximum(self) -> np.ndarray:
         return self.scores.max(-1, keepdims=True)
 
-    def valued(self, weight_TNS: np.ndarray) -> np.ndarray:
+    def valued(self, weight_TNS: np.ndarray, more_TNS=0.0) -> np.ndarray:
         """Sum of weights and values; its rounding, if that is asked for: a weight may be off by
-        twice the largest relative error of a probability, and the sum by that of the sum of ones.
+        twice the largest relative error of a probability and by `more_TNS`, and the sum by that of
+        the sum of ones.
         """
         q = self.q
         v_SKH = np.asarray(q.inputs["kv.v"], np.float64)
@@ -51,7 +52,8 @@ class _Softmax:
                 relative = np.where(self.live & (self.probs > 0), off / self.probs, 0)
             ones = q.ask(kv__v=np.ones_like(v_SKH)).max(-1)
             v_SKH = np.abs(v_SKH)
-            weight_TNS = np.abs(weight_TNS) * (2 * relative.max(-1) + ones)[..., None]
+            off_TNS = (2 * relative.max(-1) + ones)[..., None] + more_TNS
+            weight_TNS = np.abs(weight_TNS) * off_TNS
         T, N, S = weight_TNS.shape
         weight_TKGS = weight_TNS.reshape(T, v_SKH.shape[1], -1, S)
         return np.einsum("TKGS,SKH->TKGH", weight_TKGS, v_SKH).reshape(T, N, -1)
@@ -69,6 +71,27 @@ def tail_unmasked(q: Question):
     dead_T = -(positions + 1) % TILE
     newest_TN = np.take_along_axis(softmax.probs, positions[:, None, None], axis=2)[..., 0]
     return softmax.valued(softmax.probs / (1 + dead_T[:, None] * newest_TN)[..., None])
+
+
+def scores_rounded_to_fp16(q: Question):
+    """Scores kept in half precision. Where the score's own rounding decides which half it becomes,
+    either may be: a score that moves by d moves a probability by at most exp(d + largest d)."""
+    softmax = _Softmax(q)
+    rounded = _to_fp16(softmax.scores)
+    with np.errstate(invalid="ignore"):
+        weights = np.where(softmax.live, np.exp(rounded - rounded.max(-1, keepdims=True)), 0)
+    moved = np.zeros_like(weights)
+    if q.bounding:
+        off = np.asarray(q.evaluate(q.oracle, "attn.scores", q.layer, softmax.inputs))
+        live = np.where(softmax.live, softmax.scores, 0)
+        moved = np.where(softmax.live, _to_fp16(live + off) - _to_fp16(live - off), 0)
+    more = np.expm1(moved + moved.max(-1, keepdims=True))
+    return softmax.valued(weights / weights.sum(-1, keepdims=True), more)
+
+
+def _to_fp16(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(np.float64)
 
 
 def _merged_without_rescale(tile: int) -> Hypothesis:
@@ -136,6 +159,7 @@ def rows_of_the_product_permuted(q: Question):
 SOFTMAX = named(
     sum_not_divided_out,
     tail_unmasked,
+    scores_rounded_to_fp16,
     _merged_without_rescale(TILE),
     _merged_without_rescale(CHUNK),
     empty_splits_counted,

@@ -22,13 +22,14 @@ def verdicts_of(got, ref=None):
     return list(compare.judge_all(ref, got, toy.ARITHMETIC, toy.DECLARED, range(toy.LAYERS), sites))
 
 
-def result_of(got, complaints=(), observed="manual/valu", flips=()):
+def result_of(got, complaints=(), observed="manual/valu", flips=(), **choices):
     top1 = np.arange(toy.T)
     reference = SimpleNamespace(complaints=complaints, top1_T=top1, prompt_tokens=2)
     attestation = SimpleNamespace(observed=observed, attention_mfma=0)
     flipped = tuple(-1 if t in flips else int(t) for t in top1)
     step = SimpleNamespace(layers=[], stray=[])
-    run = SimpleNamespace(watched=[step], top1_T=flipped, attestation=attestation)
+    choices = dict(top1_T=flipped, untapped_top1=flipped[2:], misread_top1="") | choices
+    run = SimpleNamespace(watched=[step], attestation=attestation, **choices)
     verdicts = verdicts_of(got)
     try:
         assert_within_floors(verdicts, got, toy.DECLARED.dims)
@@ -161,6 +162,24 @@ def test_a_run_without_results_is_not_a_pass():
     alignment = alignment_of(result_of(toy.engine()))
     alignment.results.clear()
     assert alignment.exit_code == flags.EXIT_INCONCLUSIVE
+
+
+def test_a_run_that_differs_without_taps_fails():
+    changed = alignment_of(result_of(toy.engine(), untapped_top1=(2, 3, 9)))
+    assert changed.exit_code == flags.EXIT_FAIL
+    assert "top-1 at position 4 is 4 with taps, 9 without" in changed.reasons()[0][1]
+
+
+def test_a_choice_that_is_not_the_largest_logit_fails():
+    misread = alignment_of(result_of(toy.engine(), misread_top1="7 for 3 at position 1"))
+    assert misread.exit_code == flags.EXIT_FAIL
+    assert "top-1 is not the largest logit: 7 for 3" in misread.reasons()[0][1]
+
+
+def test_an_oracle_that_breaks_a_law_outranks_the_engines_failure():
+    wrong = alignment_of(result_of(toy.engine(), misread_top1="7 for 3 at position 1"))
+    wrong.broken_laws.append("FAIL  rotation_keeps_length: 1e9 of the floor")
+    assert wrong.exit_code == flags.EXIT_ORACLE
 
 
 def test_nothing_judged_is_not_a_pass():

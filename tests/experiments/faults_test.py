@@ -1,7 +1,6 @@
 """The corpus of faults: each one still applies, and injecting it leaves nothing behind."""
 
 from dataclasses import replace
-from importlib import import_module
 
 import pytest
 
@@ -9,35 +8,44 @@ import hip_engine.engine
 from experiments import flags, inject
 from experiments.align import faults, sites
 from experiments.align.errors import FaultNotApplicable, UnknownFault
-from greta_jax.hypotheses import HYPOTHESES
+from greta_jax import ops
+from greta_jax.hypotheses import FALLBACKS, HYPOTHESES
+from hip_engine.routes import Route
+from hip_engine.taps import Taps, sites_of
 
 R7 = faults.FAULTS["kv_base_of_layer_0"]
 
 
-PATCHES = {f.name: f for f in (*faults.CORPUS, *faults.DECOYS) if f.where != faults.OPTIONS}
+CHANGED = [
+    (fault.name, patch) for fault in (*faults.CORPUS, *faults.DECOYS) for patch in fault.patches
+]
 
 
-@pytest.mark.parametrize("name", sorted(PATCHES))
-def test_a_fault_changes_exactly_one_place_of_todays_sources(name):
-    fault = PATCHES[name]
-    if fault.where == faults.KERNEL:
-        source = flags.ROOT / "kernels" / fault.file
-    else:
-        source = flags.ROOT / f"{fault.file.replace('.', '/')}.py"
-    assert source.read_text().count(fault.old) == 1
-    assert fault.new != fault.old
+@pytest.mark.parametrize("name, patch", CHANGED, ids=[f"{n}-{p.file}" for n, p in CHANGED])
+def test_a_patch_changes_exactly_one_place_of_todays_sources(name, patch):
+    path = f"kernels/{patch.file}" if patch.is_kernel else f"{patch.file.replace('.', '/')}.py"
+    assert (flags.ROOT / path).read_text().count(patch.old) == 1, name
+    assert patch.new != patch.old
 
 
-def test_a_fault_says_where_it_is_found_and_a_decoy_that_it_is_not():
+def test_a_fault_says_where_it_is_found_or_what_is_said_and_a_decoy_neither():
     for fault in faults.CORPUS:
-        assert bool(fault.stops) != (fault.found_at[1] in sites.SITES), fault.name
+        assert bool(fault.says) != (fault.found_at[1] in sites.SITES), fault.name
         assert not fault.is_decoy
     assert all(decoy.is_decoy and not decoy.named for decoy in faults.DECOYS)
 
 
-def test_a_name_that_a_fault_expects_is_that_of_a_hypothesis_of_its_site():
+def test_a_fault_is_named_as_a_hypothesis_of_its_site_or_says_why_not():
     for fault in faults.CORPUS:
-        assert not fault.named or fault.named in HYPOTHESES[fault.found_at[1]], fault.name
+        assert bool(fault.named) + bool(fault.unnamed) + bool(fault.says) == 1, fault.name
+        known = HYPOTHESES.get(fault.found_at[1], {}) | FALLBACKS
+        assert not fault.named or fault.named in known, fault.name
+
+
+def test_the_corpus_is_as_large_as_it_says_and_lives_everywhere():
+    assert len(faults.CORPUS) >= 60 and len(faults.DECOYS) >= 15
+    places = {patch.lives_in for fault in faults.CORPUS for patch in fault.patches}
+    assert places == {"kernels", "engine", "oracle", "harness"}
 
 
 def test_names_of_faults_and_decoys_are_unique():
@@ -48,37 +56,50 @@ def test_names_of_faults_and_decoys_are_unique():
 
 def test_the_quick_subset_compiles_nothing_and_holds_a_decoy():
     quick = [faults.find(name) for name in faults.chosen(["quick"])]
-    assert all(fault.where == faults.HOST for fault in quick)
+    assert {fault.lives_in for fault in quick} == {"engine"}
     assert {fault.is_decoy for fault in quick} == {True, False}
 
 
-def test_a_host_fault_is_in_force_inside_and_gone_after():
-    original = hip_engine.engine.Engine
-    before = dict(vars(hip_engine.engine))
+def test_a_fault_is_in_force_inside_and_gone_after():
+    method = hip_engine.engine.Engine.kv_layer_offset_bytes
+    fake = type("Fake", (), {"_cache": type("C", (), {"layer_offset_bytes": lambda s, i: i})()})
     with inject.host_patch(R7):
-        patched = import_module("hip_engine.engine").Engine
-        assert patched is not original
-        fake = type("Fake", (), {"_cache": type("C", (), {"layer_offset_bytes": lambda s, i: i})()})
-        assert patched.kv_layer_offset_bytes(fake(), 5) == 0
-        assert original.kv_layer_offset_bytes(fake(), 5) == 5
-    assert vars(hip_engine.engine) == before
+        assert method(fake(), 5) == 0
+    assert method(fake(), 5) == 5
 
 
-def test_other_modules_see_the_patched_definition():
-    from experiments import under_test
-
-    taps = replace(
-        R7, file="hip_engine.taps", old="return site in self.sites and", new="return False and"
+def test_whoever_holds_a_function_already_runs_the_fault():
+    held = ops.keep
+    wrong = replace(
+        R7,
+        patches=faults.patch(
+            "greta_jax.ops", "cfg, how\n    return x\n", "cfg, how\n    return -x\n"
+        ),
     )
-    original = under_test.Taps
-    with inject.host_patch(taps):
-        assert hip_engine.engine.Taps is not original
-        assert not hip_engine.engine.Taps.of(["embed"]).wants(-1, "embed")
-    assert hip_engine.engine.Taps is original
+    with inject.host_patch(wrong):
+        assert held(None, None, 1) == -1
+    assert held(None, None, 1) == 1
+
+
+def test_two_patches_of_one_module_are_both_in_force():
+    both = faults.patch("hip_engine.taps", "return site in self.sites and", "return False and")
+    both += faults.patch("hip_engine.taps", "in IN_REGISTERS[route.kernel])", "in ())")
+    with inject.host_patch(replace(R7, patches=both)):
+        assert not Taps.of(["embed"]).wants(-1, "embed")
+        assert "attn.q_rope" in sites_of(Route("fused", "valu"))
+    assert Taps.of(["embed"]).wants(-1, "embed")
+    assert "attn.q_rope" not in sites_of(Route("fused", "valu"))
+
+
+def test_a_patch_outside_every_function_is_an_error():
+    table = replace(R7, patches=faults.patch("hip_engine.taps", "NO_LAYER = -1", "NO_LAYER = -2"))
+    with pytest.raises(FaultNotApplicable, match="changes no function of hip_engine.taps"):
+        with inject.host_patch(table):
+            raise AssertionError("the body must not run")
 
 
 def test_a_fault_that_no_longer_applies_is_an_error():
-    stale = replace(R7, old="no such text")
+    stale = replace(R7, patches=faults.patch("hip_engine.engine", "no such text", ""))
     with pytest.raises(FaultNotApplicable, match="occurs 0 times in hip_engine.engine"):
         with inject.host_patch(stale):
             raise AssertionError("the body must not run")
@@ -86,7 +107,8 @@ def test_a_fault_that_no_longer_applies_is_an_error():
 
 def test_kernel_faults_are_source_patches_and_host_faults_are_not():
     dropped = faults.FAULTS["newest_key_dropped"]
-    assert inject.kernel_patches(dropped) == [(dropped.file, dropped.old, dropped.new)]
+    (only,) = dropped.patches
+    assert inject.kernel_patches(dropped) == [(only.file, only.old, only.new)]
     assert inject.kernel_patches(R7) == inject.kernel_patches(None) == []
 
 

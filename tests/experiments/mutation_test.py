@@ -9,6 +9,8 @@ from experiments.align import faults, records
 from experiments.mutation import Score
 
 ARGUMENTS = ("--prompt=p0_short", "--layers=0,1,2", "--quiet")
+HERE = "--jobs=1"
+"""In this process, whose faults a test may change."""
 
 
 def run(out_dir, *arguments):
@@ -17,19 +19,19 @@ def run(out_dir, *arguments):
 
 
 def test_the_quick_subset_is_found_placed_and_named(tmp_path, capsys):
-    assert run(tmp_path, "--faults=quick") == flags.EXIT_PASS
+    assert run(tmp_path, "--faults=quick", HERE) == flags.EXIT_PASS
     text = capsys.readouterr().out
-    assert "detected 5 of 5, placed 5 of 5, named 4 of 5 (4 have a hypothesis)" in text
+    assert "detected 5 of 5, placed 5 of 5, named 5 of 5 (4 as a hypothesis, 1 in the words" in text
     assert "named wrongly 0" in text and "decoys fired 0 of 1" in text
     scores = [r for r in records.read(tmp_path / "mutation_score.jsonl") if "name" in r]
-    assert [r["name"] for r in scores] == list(faults.QUICK)
+    assert {r["name"] for r in scores} == set(faults.QUICK)
 
 
 @pytest.mark.slow
-def test_the_whole_corpus(tmp_path, capsys):
-    assert run(tmp_path, "--prompt=p5_ba") == flags.EXIT_PASS
-    found = re.search(r"named (\d+) of \d+ \((\d+) have", capsys.readouterr().out)
-    assert found[1] == found[2]
+def test_the_whole_corpus_is_found_placed_and_named(tmp_path, capsys):
+    assert run(tmp_path, "--prompt=p5_ba", "--faults=all") == flags.EXIT_PASS
+    found = re.search(r"named (\d+) of (\d+)", capsys.readouterr().out)
+    assert int(found[1]) >= 0.9 * int(found[2])
 
 
 def test_a_fault_that_is_misplaced_and_a_decoy_that_fires_fail_the_score(
@@ -40,7 +42,7 @@ def test_a_fault_that_is_misplaced_and_a_decoy_that_fires_fail_the_score(
     firing = vars(swapped) | {"name": "firing", "found_at": faults.NOWHERE, "named": ""}
     for kind in (elsewhere, firing):
         monkeypatch.setitem(faults.FAULTS, kind["name"], faults.Fault(**kind))
-    assert run(tmp_path, "--faults=elsewhere,firing") == flags.EXIT_FAIL
+    assert run(tmp_path, "--faults=elsewhere,firing", HERE) == flags.EXIT_FAIL
     text = capsys.readouterr().out
     assert "detected 1 of 1, placed 0 of 1, named 0 of 1" in text
     assert "named wrongly 2" in text and "decoys fired 1 of 1" in text
@@ -64,7 +66,8 @@ def test_an_unknown_fault_is_refused_before_anything_runs(tmp_path, capsys):
     ],
 )
 def test_what_a_score_asks_of_a_fault_and_of_a_decoy(changes, ok):
-    facts = dict(decoy=False, detected=True, placed=True, named_right=False, named_wrong=False)
+    facts = dict(decoy=False, detected=True, placed=True)
+    facts |= dict(named_right=False, named_wrong=False, said=False)
     one = Score(name="gate_and_up_swapped", named="", seconds=1.0, seen="", **(facts | changes))
     assert one.ok == ok
     assert mutation.totals([one])[0].startswith("detected")

@@ -1,11 +1,13 @@
 """Counterfactuals: each differs from the truth, and from each other, by far more than rounding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from greta_jax.bounds import bound
 from greta_jax.graph import INPUTS
-from greta_jax.hypotheses import HYPOTHESES, counterfactuals
+from greta_jax.hypotheses import FALLBACKS, HYPOTHESES, counterfactuals
 from greta_jax.hypotheses.attention import WINDOW
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
@@ -15,7 +17,29 @@ from greta_jax.taps import MODEL_SITES, Taps
 SINGLE = {"store": "float32", "accumulate": "float32"}
 DOUBLE = {"store": "float64", "accumulate": "float64"}
 """Two evaluations in binary64 are each within one bound of what is right."""
-ROUNDING_ONLY = {"fp16_accumulation"}
+ROUNDING_ONLY = {
+    *("fp16_accumulation", "scores_rounded_to_fp16", "epsilon_missing", "epsilon_outside_the_root")
+}
+"""Too near the truth, on these inputs at least, to be far from it in floors."""
+FAMILIES = (
+    "kv_base_of",
+    "weight_of",
+    "epsilon",
+    "positions_restart",
+    "cache_ignored",
+    "causal_mask",
+    "read_a_page",
+)
+"""Mistakes that may be one on some inputs: chunks of other sizes, two layers that are both 0."""
+MARGIN = 10
+"""A name takes a runner-up that is so many times worse (experiments/align/naming.py)."""
+NEEDS_MORE = {
+    *("base_of_another_model", "position_off_by_a_constant", "epsilon_of_another_model"),
+    *("rows_of_other_tokens", "splits_of_256_merged_without_rescale", "read_a_page_of_256_early"),
+    *("pages_of_256_all_on_the_first", "pages_of_64_all_on_the_first", "weight_of_the_next_layer"),
+    "rows_of_the_product_permuted",
+}
+"""Asked of what an engine computed, or of more tokens than these: see the tests below."""
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +65,28 @@ def question(captured, site, phase, layer=1):
 
 @pytest.mark.parametrize("phase", ["chunk", "decode"])
 @pytest.mark.parametrize("site", HYPOTHESES)
-def test_every_hypothesis_is_far_from_the_truth_and_from_the_others(captured, site, phase):
+def test_every_hypothesis_can_be_told_from_the_truth_and_from_the_others(captured, site, phase):
     oracle, site, layer, inputs, taps = question(captured, site, phase)
     ref = replay(oracle, site, layer, inputs)
-    floor = bound(oracle, site, layer, inputs, SINGLE)
     answers = counterfactuals(oracle, site, layer, inputs, taps)
-    answers = {name: a for name, a in answers.items() if name not in ROUNDING_ONLY}
     assert answers or phase == "decode"
-    for name, answer in answers.items():
-        assert answer.shape == ref.shape, name
+
+    def rounding(oracle, site, layer, inputs):
+        return bound(oracle, site, layer, inputs, SINGLE)
+
+    floors = counterfactuals(oracle, site, layer, inputs, taps, rounding)
+    assert floors.keys() == answers.keys()
+    for name in answers.keys() - ROUNDING_ONLY:
+        assert answers[name].shape == floors[name].shape == ref.shape, name
+        floor = np.abs(floors[name]) + np.finfo(np.float32).tiny
         rivals = {other: a for other, a in answers.items() if other != name} | {"truth": ref}
         for other, rival in rivals.items():
-            if {name, other} == {"kv_base_of_layer_0", "kv_base_of_previous_layer"}:
+            family = any(name.startswith(f) and other.startswith(f) for f in FAMILIES)
+            if family or other in ROUNDING_ONLY:
                 continue
             with np.errstate(invalid="ignore"):
-                apart = np.abs(answer - rival)
-            apart = np.where(np.isnan(apart), 0, apart)
-            assert np.max(apart / floor) > 100, (site, name, other)
+                apart = np.abs(answers[name] - rival)
+            assert np.nanmax(apart / floor) > MARGIN, (site, name, other)
 
 
 def test_every_hypothesis_applies_somewhere(captured):
@@ -65,8 +94,52 @@ def test_every_hypothesis_applies_somewhere(captured):
     for site in HYPOTHESES:
         for phase in ("chunk", "decode"):
             seen |= set(counterfactuals(*question(captured, site, phase)))
-    missing = {name for table in HYPOTHESES.values() for name in table} - seen
-    assert missing == {"rope_base_10000"}, "the tiny model has that base"
+    assert {name for table in HYPOTHESES.values() for name in table} - seen == NEEDS_MORE
+
+
+def test_a_parameter_is_read_from_what_was_computed(captured):
+    oracle, site, layer, inputs, _ = question(captured, "attn.q_rope", "chunk")
+    early = inputs | {"positions": np.arange(len(inputs["positions"]))}
+    other = replace(oracle.config, rope_base=2e6)
+    cases = {
+        "position_off_by_a_constant": (oracle, inputs, {"positions": inputs["positions"] + 17}),
+        "base_of_another_model": (
+            Oracle(oracle.file, other, oracle.weights, oracle.policy),
+            early,
+            {},
+        ),
+    }
+    for name, (wrong, asked, changes) in cases.items():
+        got = replay(wrong, site, layer, asked | changes)
+        answer = counterfactuals(oracle, site, layer, asked, got=got)[name]
+        np.testing.assert_allclose(answer, got, rtol=0, atol=1e-12)
+        assert name not in counterfactuals(
+            oracle, site, layer, asked, got=replay(oracle, site, layer, asked)
+        )
+
+
+def test_an_epsilon_is_read_from_the_token_with_the_least_norm(captured):
+    oracle, site, layer, inputs, _ = question(captured, "attn.norm", "chunk")
+    small = {"resid.in": 1e-3 * np.asarray(inputs["resid.in"])}
+    other = Oracle(oracle.file, replace(oracle.config, rms_eps=3e-4), oracle.weights, oracle.policy)
+    got = replay(other, site, layer, small)
+    answer = counterfactuals(oracle, site, layer, small, got=got)["epsilon_of_another_model"]
+    np.testing.assert_allclose(answer, got, rtol=1e-12)
+
+
+def test_tokens_that_were_fed_are_read_from_their_rows(captured):
+    oracle, site, layer, inputs, _ = question(captured, "embed", "chunk")
+    got = replay(oracle, site, layer, {"token_ids": inputs["token_ids"][::-1]})
+    answer = counterfactuals(oracle, site, layer, inputs, got=got)["rows_of_other_tokens"]
+    np.testing.assert_array_equal(answer, got)
+
+
+def test_one_factor_a_head_is_read_where_nothing_else_holds(captured):
+    oracle, site, layer, inputs, _ = question(captured, "attn.q", "chunk")
+    right = replay(oracle, site, layer, inputs)
+    got = right * (1 + np.arange(right.shape[1]))[:, None]
+    answer = counterfactuals(oracle, site, layer, inputs, got=got, table=FALLBACKS)
+    np.testing.assert_allclose(answer["scaled_by_a_constant"], got, rtol=1e-12)
 
 
 def test_attention_without_the_newest_key_is_the_softmax_of_the_others(captured):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from greta_jax import graph, ops
+from greta_jax.gguf.dequantize import dequantize
 from greta_jax.model import Oracle
 from greta_jax.op_bounds import OP_BOUNDS
 from greta_jax.precision import Policy
@@ -78,3 +79,12 @@ def test_a_mistake_in_the_oracle_makes_a_law_fail(tiny_path, monkeypatch, site, 
     monkeypatch.setattr("greta_jax.model.layer_ops", lambda *row: broken)
     findings = selfcheck(Oracle.open(tiny_path, Policy.fp64()), quick=True)
     assert any(not finding.passed for finding in findings)
+
+
+def test_a_wrong_decoding_breaks_the_law_of_gguf(quantised_path, monkeypatch):
+    def swapped(raw, dtype, store="float32"):
+        return dequantize((raw >> 4) | (raw << 4), dtype, store)
+
+    monkeypatch.setattr("greta_jax.selfcheck.dequantize", swapped)
+    findings = selfcheck(Oracle.open(quantised_path, Policy.fp64()), quick=True)
+    assert [f.law for f in findings if not f.passed] == ["weights_are_decoded_as_gguf_does"]

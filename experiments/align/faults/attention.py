@@ -2,6 +2,9 @@
 
 from experiments.align.faults.fault import Fault, patch
 
+LONG = {"prompt": ("p7_tiles",), "prefill": "valu"}
+"""More than a tile of 64 slots."""
+
 ATTENTION = (
     Fault(
         "newest_key_dropped",
@@ -84,5 +87,183 @@ ATTENTION = (
         ),
         found_at=(0, "attn.out"),
         named="sum_not_divided_out",
+    ),
+    Fault(
+        "kv_head_is_n_mod_k",
+        "G1",
+        patch(
+            "attention.h",
+            "(args.q_TNH + (row * args.N + head0) * kHeadDim, cos_sin_H, heads);",
+            "(args.q_TNH + (row * args.N + kv_head) * kHeadDim, cos_sin_H, heads);",
+        )
+        + patch(
+            "attention.h",
+            "(row * args.N + head0 + g) * args.max_chunks + chunk;",
+            "(row * args.N + head0 / heads + g * args.K) * args.max_chunks + chunk;",
+        )
+        + patch(
+            "attention_valu.h",
+            "const float* q_H = q_GH + (g < heads ? g : heads - 1) * kHeadDim;",
+            "const float* q_H = q_GH + (g < heads ? g : heads - 1) * 2 * kHeadDim;",
+        ),
+        found_at=(0, "attn.out"),
+        named="kv_head_is_n_mod_k",
+    ),
+    Fault(
+        "splits_merged_without_rescale",
+        patches=patch(
+            "attention.h",
+            "const float factor = Rescale(waves.max[w][g], max);",
+            "const float factor = waves.max[w][g] == -kInfinity ? 0.0f : 1.0f;",
+        ),
+        found_at=(0, "attn.out"),
+        named="splits_of_64_merged_without_rescale",
+        run=LONG,
+    ),
+    Fault(
+        "empty_split_counted",
+        patches=patch(
+            "attention.h",
+            "scratch.max[WaveId()][i] = -kInfinity, scratch.sum[WaveId()][i] = 0.0f;",
+            "scratch.max[WaveId()][i] = 0.0f, scratch.sum[WaveId()][i] = 1.0f;",
+        ),
+        found_at=(0, "attn.out"),
+        named="empty_splits_counted",
+    ),
+    Fault(
+        "last_split_dropped",
+        patches=patch(
+            "attention.h",
+            "const bool empty = s0 >= live.end ||",
+            "const bool empty = s0 + kTile > live.end ||",
+        ),
+        found_at=(0, "attn.out"),
+        named="last_split_dropped",
+        run=LONG,
+    ),
+    Fault(
+        "read_one_page_early",
+        patches=patch(
+            "attention.h",
+            "kv.SlotOffset(sequence, kv_head, live.Nearest(s0 + LaneId()), H)",
+            "kv.SlotOffset(sequence, kv_head, live.Nearest(s0 + LaneId()) -\n"
+            "          (live.Nearest(s0 + LaneId()) < 16 ? 0 : 16), H)",
+        ),
+        found_at=(0, "attn.out"),
+        named="read_a_page_of_16_early",
+        options={"page_slots": 16},
+        run={"prompt": ("p4_sys",)},
+    ),
+    Fault(
+        "rows_of_mfma_result_permuted",
+        patches=patch(
+            "attention_mfma.h",
+            "const int head = 4 * Quad() + r;",
+            "const int head = Quad() + 4 * r;",
+        ),
+        found_at=(0, "attn.out"),
+        named="rows_of_the_product_permuted",
+        run={"route": "manual/mfma"},
+    ),
+    Fault(
+        "row_sum_in_the_wrong_16_bit_type",
+        patches=patch(
+            "attention_mfma.h",
+            "return FloatOf(static_cast<int32_t>("
+            "static_cast<uint32_t>(static_cast<uint16_t>(x)) << 16));",
+            "return static_cast<float>(__builtin_bit_cast(half_t, x));",
+        ),
+        found_at=(0, "attn.out"),
+        named="row_sum_read_as_fp16",
+        options={"kv_dtype": "bfloat16"},
+        run={"route": "manual/mfma"},
+    ),
+    Fault(
+        "fp8_stored_as_fn",
+        patches=patch(
+            "kv_view.h",
+            "__builtin_amdgcn_cvt_pk_fp8_f32(x, x, 0, false)",
+            "__builtin_amdgcn_cvt_pk_fp8_f32(0.5f * x, 0.5f * x, 0, false)",
+        ),
+        found_at=(0, "kv.k"),
+        named="stored_at_half",
+        options={"kv_dtype": "float8_e4m3fnuz"},
+    ),
+    Fault(
+        "fp8_read_as_fn",
+        patches=patch(
+            "kv_view.h",
+            "x[4 * e] = low[0], x[4 * e + 1] = low[1];",
+            "x[4 * e] = 2.0f * low[0], x[4 * e + 1] = 2.0f * low[1];",
+        )
+        + patch(
+            "kv_view.h",
+            "x[4 * e + 2] = high[0], x[4 * e + 3] = high[1];",
+            "x[4 * e + 2] = 2.0f * high[0], x[4 * e + 3] = 2.0f * high[1];",
+        ),
+        found_at=(0, "attn.out"),
+        named="cache_read_at_twice",
+        options={"kv_dtype": "float8_e4m3fnuz"},
+    ),
+    Fault(
+        "fp8_scale_never_multiplied_back",
+        "L5",
+        patch("attention.h", "= out * v_scale;", "= out + 0.0f * v_scale;"),
+        found_at=(0, "attn.out"),
+        named="scaled_by_a_constant",
+        options={"kv_dtype": "float8_e4m3fnuz", "kv_scale": 2.0},
+    ),
+    Fault(
+        "heads_transposed_before_the_projection",
+        patches=patch(
+            "attn_merge.hip",
+            "y_TNH[(row * N + BlockX()) * H + h]",
+            "y_TNH[(row * H + h) * N + BlockX()]",
+        ),
+        found_at=(0, "attn.out"),
+        named="heads_and_elements_transposed",
+    ),
+    Fault(
+        "exponentials_to_base_2",
+        patches=patch(
+            "attention_valu.h",
+            "p[g] = alive ? Exp(score - max) : 0.0f;",
+            "p[g] = alive ? Exp((score - max) * 0x1.62e43p-1f) : 0.0f;",
+        ),
+        found_at=(0, "attn.out"),
+        named="powers_of_2",
+    ),
+    Fault(
+        "sums_of_v_in_fp16",
+        "G3",
+        patch(
+            "attention_valu.h",
+            "out[g][e] = __builtin_fmaf(weight, v_row[e], out[g][e]);",
+            "out[g][e] = static_cast<half_t>(__builtin_fmaf(weight, v_row[e], out[g][e]));",
+        ),
+        found_at=(0, "attn.out"),
+        unnamed="its bits follow from the order of the sums, which no captured tensor fixes",
+    ),
+    Fault(
+        "scores_in_fp16",
+        "G3",
+        patch(
+            "attention_valu.h",
+            "const float score = SoftCap(p[g] * scale, softcap);",
+            "const float score = SoftCap(static_cast<half_t>(p[g] * scale), softcap);",
+        ),
+        found_at=(0, "attn.out"),
+        named="scores_rounded_to_fp16",
+    ),
+    Fault(
+        "scores_overflow_fp16",
+        patches=patch(
+            "attention_valu.h",
+            "const float score = SoftCap(p[g] * scale, softcap);",
+            "const float score =\n"
+            "          SoftCap(static_cast<half_t>(p[g] * 0x1p14f) * 0x1p-14f * scale, softcap);",
+        ),
+        found_at=(0, "attn.out"),
+        unnamed="infinite scores leave NaN, which any mistake could have left",
     ),
 )

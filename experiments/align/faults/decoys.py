@@ -60,4 +60,72 @@ DECOYS = (
             "= out * (1.0f / sum);",
         ),
     ),
+    Fault("route_fused_valu", run={"route": "fused/valu"}),
+    Fault("route_manual_mfma", run={"route": "manual/mfma"}),
+    Fault("route_fused_mfma", run={"route": "fused/mfma"}),
+    Fault(
+        "mfma_on_a_bfloat16_cache",
+        options={"kv_dtype": "bfloat16"},
+        run={"route": "manual/mfma"},
+    ),
+    Fault("cache_of_fp8_declared", options={"kv_dtype": "float8_e4m3fnuz", "kv_scale": 0.25}),
+    Fault("prefill_batched", options={"max_rows": 16}, run={"prefill": "valu"}),
+    Fault("prefill_on_matrix_cores", run={"prompt": ("p7_tiles",), "prefill": "mfma"}),
+    Fault(
+        "one_workgroup_for_all_chunks",
+        patches=patch(
+            "hip_engine.launcher", "MAX_CHUNK_WORKGROUPS)", "MAX_CHUNK_WORKGROUPS // 1024)"
+        ),
+    ),
+    Fault(
+        "exponential_of_the_hardware",
+        patches=patch(
+            "attention_valu.h",
+            "p[g] = alive ? Exp(score - max) : 0.0f;",
+            "p[g] = alive ? __builtin_amdgcn_exp2f((score - max) * 0x1.715476p+0f) : 0.0f;",
+        ),
+    ),
+    Fault(
+        "silu_by_the_textbook",
+        patches=patch(
+            "elementwise.hip",
+            "y[e] = Silu(gate[e]) * up[e];",
+            "y[e] = gate[e] / (1.0f + Exp(-gate[e])) * up[e];",
+        ),
+    ),
+    Fault(
+        "parts_of_a_row_summed_in_another_order",
+        patches=patch(
+            "gemv.hip",
+            "(parts[0] + parts[1]) + (parts[2] + parts[3]);",
+            "((parts[3] + parts[2]) + parts[1]) + parts[0];",
+        ),
+    ),
+    Fault(
+        "norm_divides_by_the_root",
+        patches=patch(
+            "rms_norm.hip",
+            "y_D[i] = x_D[i] * scale * weight_D[i];",
+            "y_D[i] = x_D[i] / (1.0f / scale) * weight_D[i];",
+        ),
+    ),
+    Fault(
+        "waves_of_a_chunk_merged_backwards",
+        patches=patch(
+            "attention.h",
+            "for (int w = 0; w < kAttnWaves; ++w) {",
+            "for (int w = kAttnWaves - 1; w >= 0; --w) {",
+        ),
+        run={"prompt": ("p7_tiles",), "prefill": "valu"},
+    ),
+    Fault(
+        "pages_taken_in_another_order",
+        patches=patch(
+            "hip_engine.page_pool",
+            "page = self._free.pop()",
+            "page = self._free.pop(len(self._free) // 2)",
+        ),
+        options={"page_slots": 16},
+        run={"prompt": ("p4_sys",)},
+    ),
 )
