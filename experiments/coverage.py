@@ -49,7 +49,8 @@ def _gaps(alignment, judged: set[str]):
         yield f"{_in_order(fused)}: the engine does not store them"
     if unasked := set(sites.SITES) - judged - fused:
         yield f"{_in_order(unasked)}: not judged (--points, --decode_ref)"
-    yield "prefill in batches: every token was fed alone, as decode feeds it"
+    if alignment.config.prefill == "steps":
+        yield "prefill in batches (--prefill): every token was fed alone, as decode feeds it"
     if watched := _watched(alignment):
         yield f"cache accesses of steps other than {watched}"
     else:

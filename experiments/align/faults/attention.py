@@ -42,8 +42,8 @@ ATTENTION = (
         "keys_a_slot_early",
         patches=patch(
             "attention_valu.h",
-            "LoadRow(k, rows, i * kRowsPerLoad + RowOfLane(),",
-            "LoadRow(k, rows, i + RowOfLane() ? i * kRowsPerLoad + RowOfLane() - 1 : 0,",
+            "const int slot = (first + i) * kRowsPerLoad + RowOfLane();",
+            "int slot = (first + i) * kRowsPerLoad + RowOfLane(); slot -= slot > 0;",
         ),
         found_at=(0, "attn.out"),
         named="keys_read_one_slot_early",
@@ -62,8 +62,8 @@ ATTENTION = (
         "tail_unmasked",
         patches=patch(
             "attention_valu.h",
-            "p[g] = alive ? Exp(score - max) : 0.0f;",
-            "p[g] = Exp(score - max);",
+            "const float p = alive ? Exp(score - max) : 0.0f;",
+            "const float p = Exp(score - max);",
         ),
         found_at=(0, "attn.out"),
         named="tail_unmasked",
@@ -93,8 +93,8 @@ ATTENTION = (
         "G1",
         patch(
             "attention.h",
-            "(args.q_TNH + (row * args.N + head0) * kHeadDim, cos_sin_H, heads);",
-            "(args.q_TNH + (row * args.N + kv_head) * kHeadDim, cos_sin_H, heads);",
+            "(args.q_TNH + (row * args.N + head0) * kHeadDim, cos_sin_H, heads, shared);",
+            "(args.q_TNH + (row * args.N + kv_head) * kHeadDim, cos_sin_H, heads, shared);",
         )
         + patch(
             "attention.h",
@@ -103,8 +103,8 @@ ATTENTION = (
         )
         + patch(
             "attention_valu.h",
-            "const float* q_H = q_GH + (g < heads ? g : heads - 1) * kHeadDim;",
-            "const float* q_H = q_GH + (g < heads ? g : heads - 1) * 2 * kHeadDim;",
+            "q_GH + (g < heads ? g : heads - 1) * kHeadDim",
+            "q_GH + (g < heads ? g : heads - 1) * 2 * kHeadDim",
         ),
         found_at=(0, "attn.out"),
         named="kv_head_is_n_mod_k",
@@ -217,8 +217,8 @@ ATTENTION = (
         "heads_transposed_before_the_projection",
         patches=patch(
             "attn_merge.hip",
-            "y_TNH[(row * N + BlockX()) * H + h]",
-            "y_TNH[(row * H + h) * N + BlockX()]",
+            "*reinterpret_cast<float_x4*>(y_TNH + (row * N + BlockX()) * H + h) = out / sum;",
+            "for (int e = 0; e < 4; ++e) y_TNH[(row * H + h + e) * N + BlockX()] = out[e] / sum;",
         ),
         found_at=(0, "attn.out"),
         named="heads_and_elements_transposed",
@@ -227,8 +227,8 @@ ATTENTION = (
         "exponentials_to_base_2",
         patches=patch(
             "attention_valu.h",
-            "p[g] = alive ? Exp(score - max) : 0.0f;",
-            "p[g] = alive ? Exp((score - max) * 0x1.62e43p-1f) : 0.0f;",
+            "const float p = alive ? Exp(score - max) : 0.0f;",
+            "const float p = alive ? Exp((score - max) * 0x1.62e43p-1f) : 0.0f;",
         ),
         found_at=(0, "attn.out"),
         named="powers_of_2",
@@ -238,8 +238,8 @@ ATTENTION = (
         "G3",
         patch(
             "attention_valu.h",
-            "out[g][e] = __builtin_fmaf(weight, v_row[e], out[g][e]);",
-            "out[g][e] = static_cast<half_t>(__builtin_fmaf(weight, v_row[e], out[g][e]));",
+            "out[g][e] = __builtin_fmaf(weight[g][i], v_row[e], out[g][e]);",
+            "out[g][e] = static_cast<half_t>(__builtin_fmaf(weight[g][i], v_row[e], out[g][e]));",
         ),
         found_at=(0, "attn.out"),
         unnamed="its bits follow from the order of the sums, which no captured tensor fixes",
@@ -249,8 +249,9 @@ ATTENTION = (
         "G3",
         patch(
             "attention_valu.h",
-            "const float score = SoftCap(p[g] * scale, softcap);",
-            "const float score = SoftCap(static_cast<half_t>(p[g] * scale), softcap);",
+            "const float score = SoftCap(score_GS[g][LaneId()] * scale, softcap);",
+            "const float kept = static_cast<half_t>(score_GS[g][LaneId()] * scale);\n"
+            "      const float score = SoftCap(kept, softcap);",
         ),
         found_at=(0, "attn.out"),
         named="scores_rounded_to_fp16",
@@ -259,9 +260,9 @@ ATTENTION = (
         "scores_overflow_fp16",
         patches=patch(
             "attention_valu.h",
-            "const float score = SoftCap(p[g] * scale, softcap);",
-            "const float score =\n"
-            "          SoftCap(static_cast<half_t>(p[g] * 0x1p14f) * 0x1p-14f * scale, softcap);",
+            "const float score = SoftCap(score_GS[g][LaneId()] * scale, softcap);",
+            "const float large = static_cast<half_t>(score_GS[g][LaneId()] * 0x1p14f);\n"
+            "      const float score = SoftCap(large * 0x1p-14f * scale, softcap);",
         ),
         found_at=(0, "attn.out"),
         unnamed="infinite scores leave NaN, which any mistake could have left",

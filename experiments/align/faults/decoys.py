@@ -40,8 +40,8 @@ DECOYS = (
         "waves_summed_backwards",
         patches=patch(
             "reduce.h",
-            "for (int wave = 1; wave < kWaves; ++wave) total += scratch_lds[wave];",
-            "for (int wave = kWaves - 1; wave > 0; --wave) total += scratch_lds[wave];",
+            "for (int wave = 1; wave < kWaves; ++wave)",
+            "for (int wave = kWaves - 1; wave > 0; --wave)",
         ),
     ),
     Fault(
@@ -81,8 +81,9 @@ DECOYS = (
         "exponential_of_the_hardware",
         patches=patch(
             "attention_valu.h",
-            "p[g] = alive ? Exp(score - max) : 0.0f;",
-            "p[g] = alive ? __builtin_amdgcn_exp2f((score - max) * 0x1.715476p+0f) : 0.0f;",
+            "const float p = alive ? Exp(score - max) : 0.0f;",
+            "const float two = __builtin_amdgcn_exp2f((score - max) * 0x1.715476p+0f);\n"
+            "      const float p = alive ? two : 0.0f;",
         ),
     ),
     Fault(

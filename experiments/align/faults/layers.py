@@ -81,8 +81,8 @@ LAYERS = (
         "sum_in_place_of_mean",
         patches=patch(
             "rms_norm.hip",
-            "SumWorkgroup<kNormWaves>(squares, scratch) / static_cast<float>(D);",
-            "SumWorkgroup<kNormWaves>(squares, scratch);",
+            "ReduceWorkgroup<Sum, kNormWaves>(squares, scratch) / static_cast<float>(D);",
+            "ReduceWorkgroup<Sum, kNormWaves>(squares, scratch);",
         ),
         found_at=(0, "attn.norm"),
         named="sum_in_place_of_mean",
