@@ -8,7 +8,7 @@ import numpy as np
 
 from greta_jax.architectures import ARCHITECTURES, NUMBER_KEYS, Architecture
 from greta_jax.errors import ConfigError
-from greta_jax.rope import SCALINGS, Rope, RopeScaling
+from greta_jax.rope import Rope, RopeScaling, scaling_of
 
 IGNORED_PREFIXES = ("general.", "tokenizer.", "quantize.imatrix.", "split.")
 """Descriptions, the tokenizer's keys (see greta_jax.tokenizer), and the quantiser's notes."""
@@ -163,6 +163,15 @@ class _KeyReader:
         given = value is not None and not (isinstance(value, int) and value == 0)
         return self.take(name, kind) if given else default
 
+    def text(self, name: str, allowed: tuple[str, ...], default: str) -> str:
+        """One of some words."""
+        key = f"{self.architecture}.{name}"
+        self.unused.discard(key)
+        value = self.metadata.get(key, default)
+        if not isinstance(value, str) or value not in allowed:
+            raise self.fail(f"{key} is {value!r}", f"use {', '.join(allowed)}")
+        return value
+
     def require(self, condition: bool, what: str) -> None:
         if not condition:
             raise self.fail(f"contradictory keys: {what}", "convert the model again")
@@ -191,7 +200,7 @@ class _KeyReader:
             has_key or dim % heads == 0,
             f"embedding_length {dim} over {heads} heads, no attention.key_length",
         )
-        context = self.take("context_length", int)
+        context, rope_base = self.take("context_length", int), self.base("rope.freq_base", 10000.0)
         experts = self.experts()
         config = LlamaConfig(
             layers=self.take("block_count", int),
@@ -202,9 +211,9 @@ class _KeyReader:
             vocab=self.vocab(),
             context=context,
             rms_eps=self.take("attention.layer_norm_rms_epsilon", float),
-            rope_base=self.take("rope.freq_base", float, 10000.0),
+            rope_base=rope_base,
             rope_dim=rope_dim,
-            rope_scaling=self.scaling(context),
+            rope_scaling=scaling_of(self, context),
             window=self.option("attention.sliding_window", int),
             **self.windows(),
             **experts,
@@ -232,10 +241,16 @@ class _KeyReader:
         ffn = self.option("expert_feed_forward_length", int, ffn)
         return {"architecture": row, "ffn": ffn, "experts": count, "experts_used": used}
 
+    def base(self, name: str, default: float) -> float:
+        """A base of RoPE, which is above 1 where it is given (0: the model's other base)."""
+        base = self.option(name, float, default)
+        self.require(base == 0 or base > 1, f"{name} {base}")
+        return base
+
     def windows(self) -> dict[str, Any]:
         """Which layers have the window, and the RoPE base of theirs."""
         row, key = ARCHITECTURES[self.architecture], "attention.sliding_window_pattern"
-        base = self.option("rope.freq_base_swa", float, row.window_rope_base)
+        base = self.base("rope.freq_base_swa", row.window_rope_base)
         pattern = self.metadata.get(f"{self.architecture}.{key}")
         every = row.window_every
         if isinstance(pattern, np.ndarray):
@@ -249,39 +264,6 @@ class _KeyReader:
             every = self.take(key, int)
             self.require(every > 1, f"{key} {every}")
         return {"window_every": every, "window_rope_base": base}
-
-    def scaling(self, context: int) -> RopeScaling | None:
-        """How RoPE is scaled, by llama.cpp's keys; None if it is not."""
-        kind = self.metadata.get(f"{self.architecture}.rope.scaling.type", "linear")
-        for name in ("rope.scaling.type", "rope.scaling.finetuned"):
-            self.unused.discard(f"{self.architecture}.{name}")
-        if kind not in SCALINGS:
-            raise self.fail(
-                f"{self.architecture}.rope.scaling.type is {kind!r}", f"use {', '.join(SCALINGS)}"
-            )
-        factor = self.option("rope.scaling.factor", float, self.option("rope.scale_linear", float))
-        scaling = RopeScaling(
-            kind,
-            1.0 if factor is None or kind == "none" else factor,
-            self.option("rope.scaling.attn_factor", float, 1.0),
-            self.option("rope.scaling.original_context_length", int, context),
-            self.option("rope.scaling.yarn_beta_fast", float, 32.0),
-            self.option("rope.scaling.yarn_beta_slow", float, 1.0),
-        )
-        self.check_yarn(scaling)
-        return None if scaling == RopeScaling(kind, original_context=context) else scaling
-
-    def check_yarn(self, scaling: RopeScaling) -> None:
-        """Refuses what llama.cpp and transformers read differently or not at all."""
-        ext = self.option("rope.scaling.yarn_ext_factor", float, 1.0)
-        self.require(ext == 1 or scaling.kind != "yarn", f"yarn_ext_factor {ext} is not 1")
-        own = RopeScaling(scaling.kind, scaling.factor).magnitude
-        told = self.option("rope.scaling.yarn_attn_factor", float, own)
-        agree = abs(told - own) <= own * float(np.finfo(np.float32).eps)
-        self.require(
-            agree,
-            f"yarn_attn_factor {told}, which llama.cpp takes for {own} and transformers obeys",
-        )
 
     def numbers(self, dim: int) -> dict[str, float]:
         """The optional multipliers and caps that are there."""

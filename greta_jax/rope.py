@@ -1,7 +1,8 @@
 """Rotary position embedding: the angle of each pair at each position, and its scalings.
 
 Formulas: RoFormer (Su et al. 2021); linear (Chen et al. 2023); YaRN (Peng et al. 2023); LongRoPE
-(Ding et al. 2024). The keys, and what holds when one is missing, are llama.cpp's.
+(Ding et al. 2024). The keys, and what holds when one is missing, are llama.cpp's; but YaRN's betas,
+which it reads for none of our architectures, are obeyed, as in transformers.
 """
 
 import math
@@ -77,3 +78,30 @@ class Rope:
         angle_TR = np.asarray(positions_T, np.float64)[:, None] * self.frequencies()[None, :]
         magnitude = 1.0 if self.scaling is None else self.scaling.magnitude
         return np.cos(angle_TR) * magnitude, np.sin(angle_TR) * magnitude
+
+
+def scaling_of(keys, context: int) -> RopeScaling | None:
+    """The scaling that a model's `keys` describe (greta_jax.config); None if they scale nothing.
+
+    Raises ConfigError for an unknown type, and where llama.cpp and transformers read a key apart.
+    """
+    kind = keys.text("rope.scaling.type", SCALINGS, "linear")
+    keys.unused.discard(f"{keys.architecture}.rope.scaling.finetuned")
+    factor = keys.option("rope.scaling.factor", float, keys.option("rope.scale_linear", float))
+    scaling = RopeScaling(
+        kind,
+        1.0 if factor is None or kind == "none" else factor,
+        keys.option("rope.scaling.attn_factor", float, 1.0),
+        keys.option("rope.scaling.original_context_length", int, context),
+        keys.option("rope.scaling.yarn_beta_fast", float, 32.0),
+        keys.option("rope.scaling.yarn_beta_slow", float, 1.0),
+    )
+    extrapolated = keys.option("rope.scaling.yarn_ext_factor", float, 1.0)
+    keys.require(extrapolated == 1 or kind != "yarn", f"yarn_ext_factor {extrapolated} is not 1")
+    own = RopeScaling(kind, scaling.factor).magnitude
+    told = keys.option("rope.scaling.yarn_attn_factor", float, own)
+    keys.require(
+        abs(told - own) <= own * float(np.finfo(np.float32).eps),
+        f"yarn_attn_factor {told}, which llama.cpp takes for {own} and transformers obeys",
+    )
+    return None if scaling == RopeScaling(kind, original_context=context) else scaling

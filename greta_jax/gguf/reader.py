@@ -34,7 +34,7 @@ class GgufFile:
                 if name in self.tensors:
                     raise GgufError(f"tensor {name!r} is also in another part", where=part.path)
                 self.tensors[name], self._part_of[name] = info, part
-        expected = self.metadata.get("split.tensors.count")
+        expected = self._number("split.tensors.count")
         if expected is not None and expected != len(self.tensors):
             raise GgufError(
                 f"the parts hold {len(self.tensors)} tensors, split.tensors.count is {expected}",
@@ -78,13 +78,13 @@ class GgufFile:
         mapped.madvise(mmap.MADV_DONTNEED, first, info.offset + info.nbytes - first)
 
     def _open_other_parts(self) -> None:
-        count = self.metadata.get("split.count", 1)
-        if count <= 1:
+        count, number = (self._number(key) for key in ("split.count", "split.no"))
+        if count is None or count <= 1:
             return
         name = PART_NAME.fullmatch(self.path)
         if name is None or int(name["part"]) != 1 or int(name["parts"]) != count:
             raise GgufError(
-                f"it is part {self.metadata.get('split.no', 0) + 1} of {count} of a split model",
+                f"it is part {(number or 0) + 1} of {count} of a split model",
                 where=self.path,
                 remedy=f"open the part that is named ...-00001-of-{count:05d}.gguf",
             )
@@ -97,6 +97,16 @@ class GgufFile:
                     remedy="fetch the parts again",
                 )
             self._parts.append(part)
+
+    def _number(self, key: str) -> int | None:
+        value = self.metadata.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise GgufError(
+                f"{key} is {value!r}, no integer",
+                where=self.path,
+                remedy="fetch or convert the file again",
+            )
+        return value
 
 
 class _Part:

@@ -92,25 +92,6 @@ def test_absurd_counts_cost_an_error_and_no_memory(tmp_path, count):
     assert grown_kib < 4096
 
 
-def test_flipped_header_bytes_are_refused_or_read_but_never_crash(tiny_path, tmp_path):
-    data, rng = tiny_path.read_bytes(), np.random.default_rng(0)
-    header = GgufFile(tiny_path).header.data_offset
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcomes = {"refused": 0, "read": 0}
-    for _ in range(400):
-        flipped = bytearray(data)
-        for at in rng.integers(0, header, rng.integers(1, 4)):
-            flipped[at] = rng.integers(0, 256)
-        try:
-            GgufFile(written(tmp_path, bytes(flipped)))
-            outcomes["read"] += 1
-        except GgufError as error:
-            assert "\n" not in str(error)
-            outcomes["refused"] += 1
-    assert min(outcomes.values()) > 10, outcomes
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
-
-
 def split_in_two(path, folder, drop=None):
     """Rewrites a model as two parts, as gguf-split would."""
     reader, names = gguf.GGUFReader(path), []

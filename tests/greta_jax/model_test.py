@@ -2,25 +2,28 @@
 
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
 
 from greta_jax.errors import ContextOverflow, GgufError, SiteError, TensorError
 from greta_jax.model import Oracle
-from greta_jax.precision import Policy
+from greta_jax.precision import Policy, unit_roundoff
 from greta_jax.taps import LAYER_SITES, MODEL_SITES, SITES, Taps
-from tests.tiny_gguf import PRIME_ISH, write_llama
+from tests.tiny_gguf import PRIME_ISH, llama_writer, write_llama
 
-U64 = float(np.finfo(np.float64).eps) / 2
+U64, U32 = unit_roundoff("float64"), unit_roundoff("float32")
 
 
 def prompt(n: int, vocab: int = 97) -> list[int]:
     return np.random.default_rng(5).integers(0, vocab, n).tolist()
 
 
-def floor(step) -> float:
-    """What fp64 roundings may move a logit of these tiny models: u times a thousand-term sum."""
-    return 1000 * U64 * float(np.abs(step.logits_TV).max())
+def floor(oracle, step, u=U64) -> float:
+    """What roundings may move a logit: as many as the sums on its way have terms, of its size."""
+    c, T = oracle.config, len(step.logits_TV)
+    roundings = c.layers * (4 * c.dim + c.ffn + c.heads * c.head_dim + T)
+    return roundings * u * float(np.abs(step.logits_TV).max())
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,14 @@ def test_prefill_equals_prefill_then_decode_for_every_length(which, request):
         before = oracle.prefill(ids[:n])
         after = oracle.decode(before.cache, ids[n])
         np.testing.assert_allclose(
-            after.logits_TV[0], whole.logits_TV[n], rtol=0, atol=floor(whole), err_msg=str(n)
+            after.logits_TV[0],
+            whole.logits_TV[n],
+            rtol=0,
+            atol=floor(oracle, whole),
+            err_msg=str(n),
         )
         np.testing.assert_allclose(
-            before.logits_TV, whole.logits_TV[:n], rtol=0, atol=floor(whole), err_msg=str(n)
+            before.logits_TV, whole.logits_TV[:n], rtol=0, atol=floor(oracle, whole), err_msg=str(n)
         )
 
 
@@ -54,7 +61,7 @@ def test_the_prefill_law_can_fail(oracle):
     ids = prompt(12)
     wrong = oracle.decode(oracle.prefill(ids[:10]).cache, ids[11]).logits_TV[0]
     whole = oracle.prefill(ids)
-    assert np.abs(wrong - whole.logits_TV[11]).max() > 1e6 * floor(whole)
+    assert np.abs(wrong - whole.logits_TV[11]).max() > 1e6 * floor(oracle, whole)
 
 
 def test_chunked_prefill_equals_one_prefill(oracle):
@@ -63,7 +70,9 @@ def test_chunked_prefill_equals_one_prefill(oracle):
     for start, stop in ((0, 5), (5, 37), (37, 38), (38, 70)):
         step = oracle.prefill(ids[start:stop], cache=cache)
         cache, parts = step.cache, [*parts, step.logits_TV]
-    np.testing.assert_allclose(np.concatenate(parts), whole.logits_TV, rtol=0, atol=floor(whole))
+    np.testing.assert_allclose(
+        np.concatenate(parts), whole.logits_TV, rtol=0, atol=floor(oracle, whole)
+    )
 
 
 def test_decoding_leaves_the_earlier_cache_valid(oracle):
@@ -118,10 +127,9 @@ def test_masked_scores_are_minus_infinity_and_probabilities_sum_to_one(oracle):
 
 def test_fp32_differs_from_fp64_by_its_roundings_and_not_by_zero(tiny_path, oracle):
     single = Oracle.open(tiny_path, Policy.fp32()).prefill(prompt(20)).logits_TV
-    double = oracle.prefill(prompt(20)).logits_TV
+    double = oracle.prefill(prompt(20))
     assert single.dtype == np.float32
-    error = np.abs(single - double).max()
-    assert 0 < error < 1000 * float(np.finfo(np.float32).eps) * np.abs(double).max()
+    assert 0 < np.abs(single - double.logits_TV).max() <= floor(oracle, double, U32)
 
 
 def test_prompt_longer_than_the_context_is_refused(oracle):
@@ -143,6 +151,15 @@ def test_layer_or_site_or_token_that_does_not_exist_is_refused(oracle):
         oracle.prefill([])
 
 
+def test_a_shorter_context_may_be_asked_for(tiny_path):
+    oracle = Oracle.open(tiny_path, Policy.fp64(), context=5)
+    with pytest.raises(ContextOverflow, match="6 tokens.*context of 5"):
+        oracle.prefill(prompt(6))
+    for context in (0, 129):
+        with pytest.raises(ContextOverflow, match=f"{context} is not within"):
+            Oracle.open(tiny_path, Policy.fp64(), context=context)
+
+
 def changed(tmp_path, changes):
     return write_llama(tmp_path / "changed.gguf", PRIME_ISH, changes)
 
@@ -159,16 +176,43 @@ def test_tensor_of_the_wrong_shape_is_refused(tmp_path):
         Oracle.open(path, Policy.fp64())
 
 
-def test_weights_with_nan_are_refused_with_their_number(tmp_path):
+@pytest.mark.parametrize(
+    "poisoned",
+    ["blk.2.attn_output", "token_embd", "blk.0.attn_norm", "output_norm", "output", "blk.1.ffn_up"],
+)
+def test_weights_with_nan_are_refused_with_their_number(tmp_path, poisoned):
     def poison(name, raw):
-        if name == "blk.2.attn_output.weight":
+        if name == f"{poisoned}.weight":
             raw = raw.copy()
-            raw.reshape(-1)[[3, 50]] = np.nan, np.inf
+            raw.reshape(-1)[[3, 20]] = np.nan, np.inf
         return raw
 
     oracle = Oracle.open(changed(tmp_path, poison), Policy.fp64())
-    with pytest.raises(TensorError, match=r"blk\.2\.attn_output\.weight' holds 2 NaN or inf"):
-        oracle.prefill([1, 2])
+    with pytest.raises(TensorError, match=rf"{poisoned}\.weight' holds 2 NaN or inf"):
+        oracle.prefill([0, 2])
+
+
+@pytest.mark.parametrize(
+    "factors, words",
+    [
+        ([1, 1, np.nan, np.inf, 1], "holds 2 divisors of 5"),
+        ([1, 1, 0, -1, 1], "holds 2 divisors of 5"),
+        ([1, 1, 1], r"shape \(3,\), the heads need \(5,\)"),
+    ],
+    ids=str,
+)
+def test_rope_divisors_that_divide_nothing_are_refused(tmp_path, factors, words):
+    path = tmp_path / "factors.gguf"
+    writer, source = llama_writer(path, PRIME_ISH), changed(tmp_path, None)
+    for tensor in gguf.GGUFReader(source).tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.add_tensor("rope_freqs.weight", np.asarray(factors, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(TensorError, match=rf"rope_freqs\.weight.*{words}"):
+        Oracle.open(path, Policy.fp64())
 
 
 @pytest.mark.parametrize("how", ["plain", "capped logits", "saturating activations"])
@@ -194,7 +238,7 @@ def test_tied_embeddings_serve_as_output(tmp_path):
     step = oracle.prefill(prompt(3), Taps(("final.norm",)))
     embed_VD = np.asarray(oracle.weights.load("embed_VD"))
     ref = step.taps[-1, "final.norm"] @ embed_VD.T
-    np.testing.assert_allclose(step.logits_TV, ref, rtol=0, atol=floor(step))
+    np.testing.assert_allclose(step.logits_TV, ref, rtol=0, atol=floor(oracle, step))
 
 
 def test_model_sha256_is_the_file_s(tiny_path, oracle):
