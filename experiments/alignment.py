@@ -9,6 +9,7 @@ import numpy as np
 from experiments import saved_floors, under_test
 from experiments.align import compare, divergence, sites, trace, verdict
 from experiments.align.attestation import why_not_attested
+from experiments.align.cache_blame import CacheFault
 from experiments.align.floors_file import Change, Floors
 from experiments.align.report import RouteResult
 from experiments.attribution import UNEXPLAINED, NextTokens
@@ -30,6 +31,7 @@ class PromptResult:
     explained: Explained | None = None
     next_tokens: NextTokens | None = None
     floors: ByPlace = field(default_factory=dict)
+    cache_faults: list[CacheFault] = field(default_factory=list)
 
     @property
     def judgements(self) -> list[verdict.Judgement]:

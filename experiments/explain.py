@@ -4,7 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.align import compare, divergence, naming, patterns, sites, trace, verdict
+from experiments.align import (
+    compare,
+    divergence,
+    naming,
+    patterns,
+    sites,
+    slot_patterns,
+    trace,
+    verdict,
+)
 from experiments.arithmetic import ATTENTION_SITES, SLACK, OracleArithmetic, append_only
 from experiments.reference import rows_of
 from greta_jax.graph import KV_SITES
@@ -62,7 +71,11 @@ def explain(
     facts = {"failed": failed, "judged": tuple(found.layer for found in here)}
     facts["G"] = arithmetic.dims["N"] // arithmetic.dims["K"]
     drawn = patterns.error_map(site, place.got, place.right.rows, place.right.floor, **facts)
-    return Explained(naming.agree(found, again), patterns.find(drawn) if drawn else ())
+    shapes = patterns.find(drawn)
+    slots_TS = slot_patterns.slot_map(site, place.got, place.right.rows, place.right.floor)
+    if slots_TS is not None:
+        shapes += slot_patterns.find(slots_TS)
+    return Explained(naming.agree(found, again), shapes)
 
 
 def _place(arithmetic: OracleArithmetic, got: trace.Trace, layer: int, site: str) -> _Place:

@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from experiments import coverage
 from experiments.align import (
     attn_verify,
+    cache_blame,
     compare,
     divergence,
     floors_file,
@@ -119,6 +120,8 @@ def _findings(alignment: Alignment) -> list[str]:
             lines.append(f"{prompt}: {found.sentence()}")
         if result.verdicts:
             lines.append(f"{prompt}: {sources.sentence(sources.of(result.verdicts))}")
+        blamed = cache_blame.sentences(result.cache_faults)
+        lines += [f"{prompt}: {text}" for text in blamed]
         if result.explained:
             lines += [f"{prompt}: {text}" for text in result.explained.sentences()]
         if result.next_tokens:
@@ -282,6 +285,7 @@ def _summary(result: PromptResult, alignment: Alignment) -> dict:
         "first_divergence": _divergence_record(found) if found else None,
         "next_tokens": result.next_tokens.record() if result.next_tokens else None,
         "coverage": coverage.of(alignment).record(),
+        "cache_faults": [fault.record() for fault in result.cache_faults],
         "naming": result.explained.record() if result.explained else None,
         "kv_invariant_ok": not result.kv_errors if result.run.watched else None,
         "route_observed": attestation.observed,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import hip_engine.engine as engines
 from experiments import inject, saved_floors, under_test
-from experiments.align import compare, divergence, faults, records, sites, trace
+from experiments.align import cache_blame, compare, divergence, faults, records, sites, trace
 from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
@@ -147,7 +147,9 @@ def _align(
         with clock.stage("floors of the reference", prompt):
             chosen = alignment.layers, chosen_sites
             kept = saved_floors.of_reference(ops, reference.trace, *chosen)
-    return PromptResult(reference, got, verdicts, assertion, explained, moved, kept)
+    steps = [watched.layers for watched in got.watched]
+    blamed = cache_blame.find(verdicts, got.trace, declared.stores, steps)
+    return PromptResult(reference, got, verdicts, assertion, explained, moved, kept, blamed)
 
 
 def _next_tokens(ops, reference: Reference, got, layers, verdicts) -> NextTokens:

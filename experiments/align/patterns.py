@@ -44,15 +44,17 @@ class ErrorMap:
         return self.got.shape[1] if letters[1:2] in ("N", "K") else 0
 
 
-def error_map(
-    site: str, got: Sequence, right: Sequence, floor: Sequence, **facts
-) -> ErrorMap | None:
-    """None for tensors that have another size at every token and are not the cache."""
+def error_map(site: str, got: Sequence, right: Sequence, floor: Sequence, **facts) -> ErrorMap:
+    """Of scores and probabilities, slots that were not live are filled with what is not wrong."""
     letters = sites.SHAPES[site]
     if letters.startswith("S"):
         got, right, floor = ([row[-1] for row in rows] for rows in (got, right, floor))
-    elif "S" in letters:
-        return None
+    elif letters.endswith("S"):
+        S = len(got)
+        got, right, floor = (
+            [np.pad(row_NS, ((0, 0), (0, S - row_NS.shape[1]))) for row_NS in rows]
+            for rows in (got, right, floor)
+        )
     arrays = (
         np.stack([np.asarray(row, np.float64) for row in rows]) for rows in (got, right, floor)
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.align import patterns
+from experiments.align import patterns, slot_patterns
 from experiments.align.patterns import ErrorMap
 
 T, N, H, G = 48, 8, 16, 4
@@ -133,8 +133,63 @@ def test_of_the_cache_the_newest_slots_are_looked_at():
         *("kv.k", slabs), [RIGHT[: t + 1] for t in range(T)], [FLOOR[: t + 1] for t in range(T)]
     )
     np.testing.assert_array_equal(found.got, ROUNDED)
-    assert patterns.error_map("attn.scores", [], [], []) is None
 
 
 def test_ranges_read_well():
     assert patterns.ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+
+
+LIVE = np.tri(T, dtype=bool)
+AGE = np.subtract.outer(np.arange(T), np.arange(T))
+SLOT = np.arange(T) + 0 * AGE
+
+SLOT_CASES = {
+    "newest": (AGE == 0, "only the newest slot"),
+    "newest_missing": (AGE > 0, "all slots but the newest"),
+    "window": (AGE < 5, "only the newest 5 slots"),
+    "before_a_window": (AGE >= 20, "only slots more than 19 before the newest"),
+    "one_back": (AGE == 1, "only slots 1 before the newest"),
+    "from_32": (SLOT >= 32, "slots >= 32"),
+    "a_page_of_16": ((SLOT >= 16) & (SLOT < 32), "only tiles of 16 slots from 16"),
+    "first": (SLOT == 0, "only slots 0"),
+    "everything": (SLOT >= 0, "every live slot"),
+}
+
+
+def scores_wrong_at(wrong):
+    right = [RNG.standard_normal((N, t + 1)) for t in range(T)]
+    floor = [np.full(row.shape, 1e-6) for row in right]
+    got = [row + 0.1 * wrong[t, : t + 1] for t, row in enumerate(right)]
+    return got, right, floor
+
+
+@pytest.mark.parametrize("wrong, phrase", SLOT_CASES.values(), ids=SLOT_CASES)
+def test_slots_that_are_wrong_are_named(wrong, phrase):
+    found = slot_patterns.slot_map("attn.scores", *scores_wrong_at(wrong))
+    assert (found == (wrong & LIVE)).all()
+    assert phrase in slot_patterns.find(found)
+
+
+def test_clean_slots_have_no_pattern_and_other_sites_no_slots():
+    rows = scores_wrong_at(np.zeros((T, T), bool))
+    assert slot_patterns.find(slot_patterns.slot_map("attn.probs", *rows)) == ()
+    assert slot_patterns.slot_map("attn.out", ROUNDED, RIGHT, FLOOR) is None
+
+
+def test_slots_of_a_cache_are_those_of_every_step():
+    slabs = [RNG.standard_normal((t + 1, 2, H)) for t in range(T)]
+    spoiled = [slab.copy() for slab in slabs]
+    for slab in spoiled[7:]:
+        slab[3] += 1
+    floor = [np.full(slab.shape, 1e-6) for slab in slabs]
+    found = slot_patterns.slot_map("kv.k", spoiled, slabs, floor)
+    assert slot_patterns.find(found) == ("only slots 3",)
+    appended = [slab[-1:] for slab in slabs]
+    assert slot_patterns.slot_map("kv.k", appended, appended, [f[-1:] for f in floor]) is None
+
+
+def test_heads_of_scores_are_seen_beside_their_slots():
+    got, right, floor = scores_wrong_at(np.zeros((T, T), bool))
+    got = [row + 0.1 * (np.arange(N) >= 4)[:, None] for row in got]
+    found = patterns.find(patterns.error_map("attn.scores", got, right, floor, G=G))
+    assert "only head groups 1" in found
