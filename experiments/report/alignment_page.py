@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from experiments.align import records, sites
-from experiments.report import error_sections, evidence_sections, maps
+from experiments.report import error_sections, evidence_sections, judge_sections, maps
 from experiments.report.detail import payload
 from experiments.report.page import Page, Section, Table, number, tone
 from experiments.report.run_file import RunFile
@@ -30,6 +30,7 @@ def page(run: RunFile) -> Page:
     for prompt, found in loaded.items():
         repeat = for_prompt(run.command, prompt)
         sections += error_sections.sections(prompt, found, repeat, prompts=len(loaded))
+    sections += judge_sections.sections(events, run.command)
     sections += evidence_sections.sections(run, loaded, events)
     details = {prompt: payload(found, len(loaded)) for prompt, found in loaded.items()}
     return Page(

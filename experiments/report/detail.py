@@ -11,7 +11,7 @@ from experiments.report.maps import Maps, group_kind
 STEPS_PER_DECADE = 16
 LOWEST_DECADE = -10
 NOTHING, LARGEST = 0, 255
-LIMIT_BYTES = 1_200_000
+LIMIT_BYTES = 1_000_000
 """Of packed detail in one page, before base64."""
 
 

@@ -3,7 +3,19 @@
 import numpy as np
 
 from experiments.align import records, sites
+from experiments.align.cache_blame import CacheFault
 from experiments.align.invariants import TOUCHED
+from experiments.align.sources import SiteSources
+from experiments.align.sources import records as records_of
+from experiments.align.tokens import Flip, compare
+from experiments.attribution import (
+    UNEXPLAINED,
+    Attribution,
+    Contribution,
+    FlipVerdict,
+    NextTokens,
+)
+from experiments.coverage import Coverage
 from experiments.report import maps, run_file
 from experiments.report.maps import NUMBERS, STATUSES, Maps
 
@@ -51,7 +63,8 @@ def write(folder, prompts=("p4_sys",), layers=32, tokens=24, exit_code=1) -> run
         with records.JsonLines(folder / f"{prompt}.jsonl") as lines:
             for layer in range(layers):
                 lines.append(_attn_verify(layer, tokens))
-            lines.append(_summary(wrong))
+                lines.append(_site_verify(layer))
+            lines.append(_summary(wrong) | _judged(tokens))
         names = {"records": f"{prompt}.jsonl", "maps": f"{prompt}_maps.npz"}
         written.append({"prompt": prompt, **names})
     routes = [
@@ -85,6 +98,35 @@ def _attn_verify(layer: int, tokens: int) -> dict:
     shared = {"event": "attn_decode_verify", "layer": layer, "kv_pos": tokens - 1}
     held = {"kv_layer_stride_bytes": 64, "kv_invariant_ok": True, "kv_error": ""}
     return shared | held | offsets
+
+
+def _site_verify(layer: int) -> dict:
+    through = {"attn.q_rope": 1e-5, "kv.k": 2e-5, "kv.v": 3e-5}
+    seen = {"smallest_error_detected_over_rms": 1e-3 * (layer + 1), "propagated_max_all": 4e-5}
+    return (
+        {"event": "site_verify", "layer": layer, "site": "attn.out"}
+        | seen
+        | {"through_max_all": through}
+    )
+
+
+def _judged(tokens: int) -> dict:
+    """What a summary says beside the divergence: next tokens, floors, the cache, coverage."""
+    flip = Flip(position=1, ref=3, got=5, margin=0.25)
+    contributions = (Contribution(0, "kv.k", -0.2), Contribution(1, "resid.out", -0.1, 30))
+    attribution = Attribution(1, 3, 5, 0.25, -0.3, contributions, 0.01)
+    logits_TV = np.random.default_rng(2).standard_normal((tokens, 40))
+    found = compare(logits_TV, logits_TV + 1e-3, logits_TV.argmax(axis=1))
+    flips = (FlipVerdict(flip, UNEXPLAINED, "the margin is above what rounding may move"),)
+    fault = CacheFault("overwritten later", "k", 1, 4, 0, 7, 5, 2, "values", "zeros")
+    floors = SiteSources("attn.out", 1e-5, 1e-6, 0.1, 0.9, None, None)
+    gaps = Coverage("4 of 32 layers", ("layers 3-30", "prefill in batches"))
+    return {
+        "next_tokens": NextTokens(found, flips, (attribution,)).record(),
+        "floors": records_of([floors]),
+        "cache_faults": [fault.record()],
+        "coverage": gaps.record(),
+    }
 
 
 def _summary(wrong) -> dict:

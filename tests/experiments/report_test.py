@@ -39,6 +39,26 @@ def test_every_section_has_a_command_and_every_plot_its_table(failed_run):
         assert section.table and section.table.rows, section.title
 
 
+def test_the_page_says_what_the_judge_knows_beside_errors(failed_run):
+    sections = {s.title: s for s in alignment_page.page(failed_run).sections}
+    assert sections["Coverage"].table.rows[1:] == [
+        ("not looked at", "layers 3-30"),
+        ("not looked at", "prefill in batches"),
+    ]
+    flips = [row for row in sections["Next tokens, p5_ba"].table.rows if row[-1] != "same"]
+    assert [(row[0], row[-1]) for row in flips] == [(1, "unexplained")]
+    margin = sections["A margin taken apart, position 1, p5_ba"].table.rows
+    assert margin[1] == ("layers 1 to 30, not judged", -0.1)
+    assert margin[-2][1] == pytest.approx(-0.3)
+    floors = sections["Floors and what would have been seen, p5_ba"].table.rows
+    assert floors == [("attn.out", 1e-5, 1e-6, 0.1, 0.9, None, None, 0.032)]
+    inherited = sections["What attn.out inherited, by input, p5_ba"].table.rows
+    assert inherited[2] == ("2", 1e-5, 2e-5, 3e-5, 4e-5) and len(inherited) == 32
+    assert "K of layer 1, slot 4, overwritten later in step 7" in (
+        sections["Faults of the cache, p5_ba"].words
+    )
+
+
 def test_a_section_of_one_prompt_repeats_with_that_prompt_alone(failed_run):
     commands = {s.title: s.command for s in alignment_page.page(failed_run).sections}
     assert commands["Errors by layer and site, p5_ba"].endswith("experiments.b3_20 --prompt=p5_ba")
