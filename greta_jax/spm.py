@@ -16,6 +16,9 @@ from greta_jax.errors import TokenizerError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """gguf.TokenType and sentencepiece's Type, which are the same numbers."""
 
+SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
+"""Kinds that are found in text before any merging."""
+
 SPACE = "\u2581"
 EATS_SPACE = re.compile("phi-?3", re.IGNORECASE)
 KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
@@ -39,8 +42,8 @@ class SpmTokenizer:
         self.ids = {token: i for i, token in enumerate(tokens)}
         special = [t for t, kind in zip(tokens, kinds, strict=True) if kind in SPECIAL and t]
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-        eaten = set(special) - set(KEEPS_SPACE) if EATS_SPACE.search(name) else set()
-        self._eats_space = eaten
+        eat = EATS_SPACE.search(name) is not None
+        self._eats_space = set(special) - set(KEEPS_SPACE) if eat else set()
         self._processor = _processor(tokens, scores, kinds)
         steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         if add_space:
@@ -72,10 +75,6 @@ class SpmTokenizer:
                 start += len(text[start:]) - len(text[start:].lstrip())
         if start < len(text):
             yield text[start:], False
-
-
-SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
-"""Kinds that are found in text before any merging."""
 
 
 def _processor(tokens, scores, kinds) -> SentencePieceProcessor:

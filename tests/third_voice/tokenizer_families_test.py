@@ -3,7 +3,6 @@
 The other side is built as the family's own tokenizer.json is, or by its transformers class.
 """
 
-import io
 import json
 import unicodedata
 from dataclasses import dataclass
@@ -11,19 +10,14 @@ from functools import cache
 
 import gguf
 import pytest
-import sentencepiece
 import transformers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, trainers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import pre_tokenizers as cut
-from transformers.convert_slow_tokenizer import generate_merges
 
-from greta_jax.gguf.reader import GgufFile
 from greta_jax.tokenizer import Tokenizer
 from tests.third_voice.hard_strings import texts
-
-CONTROL, USER_DEFINED = ("<|bos|>", "<|eot|>"), ("<tool>", "<tool_call>")
-TEXTS = texts(CONTROL + USER_DEFINED)
+from tests.third_voice.vocabularies import CONTROL, TEXTS, USER_DEFINED, same, written
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -125,21 +119,6 @@ def trained(pre: str) -> Trained:
     return Trained(tokens, [tuple(pair) for pair in model["merges"]], fast)
 
 
-def written(path, model: str, pre: str, tokens, kinds, **keys) -> Tokenizer:
-    """The tokenizer that we make of a GGUF with that vocabulary alone."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model(model)
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    for name, value in keys.items():
-        getattr(writer, f"add_{name}")(value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return Tokenizer.from_gguf(GgufFile(path).metadata, str(path))
-
-
 def byte_level(path, pre: str) -> tuple[Tokenizer, Trained]:
     vocabulary = trained(pre)
     kinds = [
@@ -154,14 +133,6 @@ def byte_level(path, pre: str) -> tuple[Tokenizer, Trained]:
     return written(
         path, "gpt2", pre, vocabulary.tokens, kinds, token_merges=merges, bos_token_id=0
     ), vocabulary
-
-
-def same(ours: Tokenizer, theirs, examples) -> None:
-    """Equal ids and equal decoding, for every example."""
-    ids = {text: ours.encode(text) for text in examples}
-    differing = [t for t in ids if ids[t] != theirs.encode(t, add_special_tokens=False)]
-    assert differing == [], f"{len(differing)} of {len(ids)}"
-    assert [t for t in ids if ours.decode(ids[t]) != theirs.decode(ids[t])] == []
 
 
 @pytest.mark.parametrize("pre", BYTE_LEVEL)
@@ -205,115 +176,3 @@ def test_ids_equal_those_of_qwen2tokenizer_but_for_its_normaliser(tmp_path):
     same(ours, theirs, composed)
     differing = [t for t in TEXTS if ours.encode(t) != theirs.encode(t)]
     assert differing and all(t != unicodedata.normalize("NFC", t) for t in differing)
-
-
-@cache
-def pieces() -> tuple[bytes, list[str], list[float], list[int]]:
-    """A SentencePiece BPE model with bytes, and its pieces as llama.cpp's converter takes them."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts(seed=1)),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=520,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        character_coverage=0.99,
-        user_defined_symbols=list(USER_DEFINED),
-        control_symbols=list(CONTROL),
-        minloglevel=2,
-    )
-    spm = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    kinds = []
-    for i in range(spm.vocab_size()):
-        kind = gguf.TokenType.NORMAL
-        if spm.IdToPiece(i) in USER_DEFINED:
-            kind = gguf.TokenType.USER_DEFINED
-        elif spm.IsUnknown(i):
-            kind = gguf.TokenType.UNKNOWN
-        elif spm.IsControl(i):
-            kind = gguf.TokenType.CONTROL
-        elif spm.IsByte(i):
-            kind = gguf.TokenType.BYTE
-        kinds.append(kind)
-    ids = range(spm.vocab_size())
-    return model.getvalue(), [spm.IdToPiece(i) for i in ids], [spm.GetScore(i) for i in ids], kinds
-
-
-def spm_tokenizer(path, **keys) -> Tokenizer:
-    _, tokens, scores, kinds = pieces()
-    return written(path, "llama", "default", tokens, kinds, token_scores=scores, **keys)
-
-
-def spm_class(name: str, legacy: bool = False):
-    """LlamaTokenizer or GemmaTokenizer of the same pieces; `legacy` as Llama's tokenizer.json."""
-    _, tokens, scores, _ = pieces()
-    vocab = {token: i for i, token in enumerate(tokens)}
-    skip = ("<unk>", "<s>", "</s>", *CONTROL, *USER_DEFINED)
-    merges = generate_merges(vocab, dict(zip(tokens, scores, strict=True)), skip)
-    names = dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    names |= dict(pad_token="<unk>", mask_token="<unk>") if name == "GemmaTokenizer" else {}
-    tokenizer = getattr(transformers, name)(vocab=vocab, merges=merges, **names)
-    tokenizer.add_tokens([AddedToken(t, normalized=False, special=True) for t in CONTROL])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in USER_DEFINED])
-    if legacy:
-        space = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(space)
-        tokenizer.backend_tokenizer.pre_tokenizer = None
-    return tokenizer
-
-
-SPM_TEXTS = [*TEXTS, "", " ", "<s>a</s> b<unk>", "<s> a", "  a", "\u2581a"]
-
-
-def test_spm_ids_equal_those_of_transformers(tmp_path):
-    same(spm_tokenizer(tmp_path / "v.gguf"), spm_class("LlamaTokenizer", legacy=True), SPM_TEXTS)
-
-
-def test_spm_ids_equal_those_of_sentencepiece_itself(tmp_path):
-    ours = spm_tokenizer(tmp_path / "v.gguf")
-    spm = sentencepiece.SentencePieceProcessor(model_proto=pieces()[0])
-    plain = [t for t in SPM_TEXTS if not any(s in t for s in (*CONTROL, *USER_DEFINED, "<s>"))]
-    assert len(plain) > 200
-    for text in filter(None, plain):
-        assert ours.encode(text) == spm.encode(text), text
-
-
-def test_llamatokenizer_now_differs_only_where_a_space_begins_a_part(tmp_path):
-    """Since `legacy=False` only the first part has a space put in front, and not before another.
-
-    llama.cpp puts one before every part, as SentencePiece and Llama's own tokenizer.json do.
-    """
-    ours, theirs = spm_tokenizer(tmp_path / "v.gguf"), spm_class("LlamaTokenizer")
-    special = ("<s>", "</s>", "<unk>", *CONTROL, *USER_DEFINED)
-    plain = [
-        t for t in SPM_TEXTS if t[:1] not in (" ", "\u2581") and not any(s in t for s in special)
-    ]
-    assert len(plain) > 200
-    same(ours, theirs, plain)
-    for text in ("<s>a", " a"):
-        assert ours.encode(text) != theirs.encode(text, add_special_tokens=False)
-
-
-def test_gemma_s_ids_have_no_space_in_front(tmp_path):
-    ours = spm_tokenizer(tmp_path / "v.gguf", add_space_prefix=False)
-    same(ours, spm_class("GemmaTokenizer"), SPM_TEXTS)
-
-
-def test_bos_and_eos_go_where_the_file_says(tmp_path):
-    keys = dict(bos_token_id=1, eos_token_id=2)
-    plain = spm_tokenizer(tmp_path / "a.gguf", **keys)
-    assert plain.add_bos and not plain.add_eos
-    ids = plain.encode("the cat")
-    assert plain.encode_prompt("the cat") == [1, *ids]
-    assert plain.encode_prompt("<s>the cat") == plain.encode("<s>the cat")
-    both = spm_tokenizer(tmp_path / "b.gguf", **keys, add_bos_token=False, add_eos_token=True)
-    assert both.encode_prompt("the cat") == [*ids, 2]
-
-
-def test_phi3_s_special_tokens_swallow_the_space_after_them(tmp_path):
-    ours = spm_tokenizer(tmp_path / "v.gguf", name="Phi-3 mini")
-    assert ours.encode("<|eot|> \n the cat") == ours.encode("<|eot|>the cat")
-    assert ours.encode("<s> the cat") != ours.encode("<s>the cat")
