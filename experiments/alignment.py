@@ -157,15 +157,12 @@ def _reasons(result: PromptResult, config: Config, route: str) -> Iterator[tuple
 
 
 def _token_reasons(result: PromptResult) -> Iterator[tuple[int, str]]:
-    """A choice that its own logits deny is wrong; a flip, only if rounding does not explain it."""
+    """A flip is wrong if rounding does not explain it."""
     if result.next_tokens is None:
         if result.flips:
             where = ", ".join(map(str, result.flips))
             yield EXIT_INCONCLUSIVE, f"top-1 differs at position {where}, and nothing judged why"
         return
-    if misread := result.next_tokens.tokens.misread:
-        where = ", ".join(map(str, misread))
-        yield EXIT_FAIL, f"the token chosen at position {where} is not the largest of its logits"
     for flip in result.next_tokens.flips:
         if flip.status == UNEXPLAINED:
             blamed = "" if result.assertion else "; no op of the judged layers is to blame: "

@@ -183,7 +183,7 @@ class OracleArithmetic:
         """
         inputs = _without(self.inputs(side, layer, site), "slabs")
         last = {name: inputs[name][-1] for name in KV_SITES if name in inputs}
-        return self._bound(self.engine_precision[site], layer, site, inputs | last)
+        return self._by_phase(site, lambda p: self._bound(p, layer, site, inputs | last))
 
     def _bounds(self, declared: dict, layer: int, site: str, inputs: dict) -> compare.Rows:
         if site in KV_SITES:

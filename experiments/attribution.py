@@ -246,14 +246,13 @@ def next_tokens(
     ops: OracleArithmetic,
     ref: trace.Trace,
     got: trace.Trace,
-    chosen_T: Sequence[int],
     judged: Sequence[int],
     failed_at: int | None,
 ) -> NextTokens:
     """Judges every flip before `failed_at`, the position of the first op that failed, and the first
     in any case, up to the first that rounding does not explain."""
     place = sites.NO_LAYER, "logits"
-    tokens = compare_tokens(np.asarray(ref.rows(*place)), np.asarray(got.rows(*place)), chosen_T)
+    tokens = compare_tokens(np.asarray(ref.rows(*place)), np.asarray(got.rows(*place)))
     verdicts, found, over = [], [], ""
     for flip in tokens.flips:
         if not over and verdicts and failed_at is not None and failed_at <= flip.position:

@@ -33,19 +33,20 @@ def require_comparable(saved: Floors | None, config: Config, facts: dict) -> Non
     """Raises FloorsOfAnother if the file is of another model, prompt or declared precision."""
     if saved is not None:
         path = Path(config.check_floors)
-        floors_file.require_comparable(saved, _identity(facts), _prompts(config), path)
+        floors_file.require_comparable(saved, _identity(config, facts), _prompts(config), path)
 
 
 def of_run(config: Config, facts: dict, floors: dict[str, ByPlace]) -> Floors:
-    return Floors(_identity(facts), _prompts(config), floors)
+    return Floors(_identity(config, facts), _prompts(config), floors)
 
 
 def changes(saved: Floors | None, now: Floors) -> list[Change]:
     return [] if saved is None else floors_file.changes(saved, now)
 
 
-def _identity(facts: dict) -> dict:
-    return {name: facts[name] for name in ("model_sha256", "engine_precision")}
+def _identity(config: Config, facts: dict) -> dict:
+    same = {name: facts[name] for name in ("model_sha256", "engine_precision")}
+    return same | {"prefill": config.prefill}
 
 
 def _prompts(config: Config) -> dict[str, str]:

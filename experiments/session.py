@@ -156,7 +156,7 @@ def _next_tokens(ops, reference: Reference, got, layers, verdicts) -> NextTokens
     found = (j for of_site in verdicts for j in of_site.judgements)
     failed = divergence.first_divergence(found)
     failed_at = failed.first.key.position if failed else None
-    return next_tokens(ops, reference.trace, got.trace, got.top1_T, layers, failed_at)
+    return next_tokens(ops, reference.trace, got.trace, layers, failed_at)
 
 
 def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict[str, int]) -> str:

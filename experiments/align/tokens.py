@@ -1,6 +1,5 @@
 """What an engine's errors did to the next token: divergence, margins, and tokens that flipped."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +56,7 @@ class Flip:
 @dataclass(frozen=True)
 class Tokens:
     """All tokens of one prompt. `margin_T`: the oracle's first logit over its second;
-    `margin_change_T`: the engine's change of that difference; `misread`: positions at which the
-    token that the engine chose is not the largest of its own logits."""
+    `margin_change_T`: the engine's change of that difference."""
 
     kl_T: np.ndarray
     margin_T: np.ndarray
@@ -67,7 +65,6 @@ class Tokens:
     shared_top_k_T: np.ndarray
     top_k: int
     flips: tuple[Flip, ...]
-    misread: tuple[int, ...]
 
     @property
     def kl(self) -> Mean:
@@ -107,12 +104,11 @@ class Tokens:
             "same_top1": int(self.same_top1_T.sum()),
             "top_k": self.top_k,
             "shared_top_k_by_token": self.shared_top_k_T,
-            "misread_positions": self.misread,
         }
 
 
-def compare(ref_TV: np.ndarray, got_TV: np.ndarray, chosen_T: Sequence[int]) -> Tokens:
-    """`chosen_T` are the tokens that the engine says it would take next."""
+def compare(ref_TV: np.ndarray, got_TV: np.ndarray) -> Tokens:
+    """Of the oracle's logits and the engine's, every token of a prompt."""
     ref_TV, got_TV = ref_TV.astype(np.float64), got_TV.astype(np.float64)
     rows = np.arange(len(ref_TV))
     k = min(TOP_K, ref_TV.shape[1])
@@ -135,7 +131,6 @@ def compare(ref_TV: np.ndarray, got_TV: np.ndarray, chosen_T: Sequence[int]) -> 
         np.array(shared_T),
         k,
         flips,
-        tuple(int(t) for t in np.flatnonzero(np.asarray(chosen_T) != got_T)),
     )
 
 

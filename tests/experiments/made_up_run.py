@@ -116,7 +116,7 @@ def _judged(tokens: int) -> dict:
     contributions = (Contribution(0, "kv.k", -0.2), Contribution(1, "resid.out", -0.1, 30))
     attribution = Attribution(1, 3, 5, 0.25, -0.3, contributions, 0.01)
     logits_TV = np.random.default_rng(2).standard_normal((tokens, 40))
-    found = compare(logits_TV, logits_TV + 1e-3, logits_TV.argmax(axis=1))
+    found = compare(logits_TV, logits_TV + 1e-3)
     flips = (FlipVerdict(flip, UNEXPLAINED, "the margin is above what rounding may move"),)
     fault = CacheFault("overwritten later", "k", 1, 4, 0, 7, 5, 2, "values", "zeros")
     floors = SiteSources("attn.out", 1e-5, 1e-6, 0.1, 0.9, None, None)
