@@ -53,7 +53,7 @@ def run(
     parts = ((kernels, "build", "kernel build"), (jit, "compile_kernel", "translation"))
     with inject.host_patch(fault), clock.watching(parts):
         with clock.stage("engine load"):
-            engine = _open_engine(config, device, config.route, fault)
+            engine = open_engine(config, device, config.route, fault)
         alignment = Alignment(
             config,
             _facts(config, oracle, engine),
@@ -194,7 +194,7 @@ def _run_route(
     alignment: Alignment, device: Device, route: routes.Route, fault: faults.Fault | None
 ) -> dict[str, under_test.RouteRun | DeviceFault]:
     config, ran = alignment.config, {}
-    engine = _open_engine(config, device, route, fault)
+    engine = open_engine(config, device, route, fault)
     for prompt, result in alignment.results.items():
         try:
             ran[prompt] = under_test.run_route(engine, result.reference)
@@ -204,9 +204,10 @@ def _run_route(
     return ran
 
 
-def _open_engine(config: Config, device: Device, route, fault: faults.Fault | None):
+def open_engine(config: Config, device: Device, route, fault: faults.Fault | None, **options):
+    """The engine as the flags ask for it, with a fault's kernels and options."""
     gemm = "valu" if config.prefill == "steps" else config.prefill
-    options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm}
+    options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm, **options}
     options |= fault.options if fault else {}
     patches = inject.kernel_patches(fault)
     return engines.Engine.open(config.model, device, route=route, source_patch=patches, **options)

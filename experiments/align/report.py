@@ -191,6 +191,51 @@ def table_c(results: Iterable[RouteResult], expected: Mapping[str, tuple[int, in
     return table
 
 
+def table_law(prompt: str, kept: Sequence) -> Table:
+    """How prefill and decode compare, lengths first; each has kind, n, worst, floor and status."""
+    columns = ("n", "largest difference", "floor", "top-1", "verdict")
+    table = _table(f"{prompt}: prefill against decode", "how", *columns)
+    exact = [one for one in kept if one.kind == "length" and one.status == "exact"]
+    if exact:
+        first, last = exact[0].n, exact[-1].n
+        shown = f"{first}-{last}" if last > first else str(first)
+        title = f"prefill(n), {len(exact)} lengths"
+        table.add_row(title, shown, "0", "-", "equal", _styled("exact"))
+    for one in kept:
+        if one in exact:
+            continue
+        name = "prefill(n)" if one.kind == "length" else one.kind
+        tokens = "equal" if one.top1[0] == one.top1[1] else f"{one.top1[0]}, {one.top1[1]}"
+        cells = (str(one.n), number(one.worst), "-" if one.equal else number(one.floor), tokens)
+        table.add_row(name, *cells, _styled(one.status))
+    return table
+
+
+def table_shadow(name: str, seen: Sequence) -> Table:
+    """Both attention kernels by layer; each has layer, mfma, valu (SiteVerdicts) and apart."""
+    columns = ("mfma local/floor", "verdict", "valu local/floor", "verdict", "largest difference")
+    table = _table(f"{name}: attn.out by both kernels, same inputs", "layer", *columns)
+    for one in seen:
+        cells = []
+        for found in (one.mfma, one.valu):
+            most = max(
+                (j.ratio_max for j in found.judgements if j.ratio_max is not None), default=None
+            )
+            cells += [ratio(most), _styled(found.status)]
+        table.add_row(str(one.layer), *cells, number(one.apart))
+    return table
+
+
+def table_kernels(prompt: str, rows: Iterable[tuple[str, int, int, int]]) -> Table:
+    """Symbol, launches, those of which a run wrote other bytes, those of several workgroups."""
+    columns = ("launches", "several workgroups", "differ", "verdict")
+    table = _table(f"{prompt}: what each kernel wrote, run against run", "kernel", *columns)
+    for symbol, launches, apart, several in rows:
+        status = _styled("differs" if apart else "exact")
+        table.add_row(symbol, str(launches), str(several), str(apart), status)
+    return table
+
+
 def table_time(seconds_by_stage: Mapping[str, float], total: float) -> Table:
     """Where the time went."""
     table = _table("Where the time went", "stage", "seconds")

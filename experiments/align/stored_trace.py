@@ -41,10 +41,7 @@ class Stored:
     unknown: tuple[str, ...] = ()
 
     def first_tokens(self, tokens: int) -> "Stored":
-        """The same, as if it ended after `tokens` tokens."""
-        run = replace(self.trace.run, token_ids_T=self.trace.run.token_ids_T[:tokens])
-        rows = {place: rows[:tokens] for place, rows in self.trace.rows_by_place.items()}
-        return replace(self, trace=Trace(run, rows))
+        return replace(self, trace=self.trace.first_tokens(tokens))
 
 
 def read(

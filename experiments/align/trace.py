@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -51,6 +51,12 @@ class Trace:
 
     def rows(self, layer: int, site: str) -> Sequence[np.ndarray]:
         return self.rows_by_place[layer, site]
+
+    def first_tokens(self, tokens: int) -> "Trace":
+        """The same, as if the run had ended after `tokens` tokens."""
+        run = replace(self.run, token_ids_T=self.run.token_ids_T[:tokens])
+        rows = {place: rows[:tokens] for place, rows in self.rows_by_place.items()}
+        return Trace(run, rows)
 
     def keys(self, layer: int, site: str) -> Iterator[Key]:
         for position in range(len(self.rows_by_place[layer, site])):
