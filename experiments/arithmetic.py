@@ -257,7 +257,9 @@ def _evaluate(function: Callable[[dict], np.ndarray], site: str, inputs: dict) -
     if site not in ATTENTION_SITES:
         return function(inputs)
     slabs = [name for name in KV_SITES if name in inputs]
-    if all(append_only(inputs[name]) for name in slabs):
+    # All tokens at once, unless 0 times a NaN of a later slot would reach those that do not see it.
+    finite = all(np.isfinite(inputs[name][-1]).all() for name in slabs)
+    if finite and all(append_only(inputs[name]) for name in slabs):
         return rows_of(site, function({**inputs, **{name: inputs[name][-1] for name in slabs}}))
     return [
         function(

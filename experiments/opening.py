@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments import inject, session
 from experiments.align import faults, records, sites
@@ -56,6 +56,8 @@ def opened(config: Config, clock: Clock) -> Iterator[Opened]:
     """Inside, --inject_fault is in the engine. Bad input raises before anything slow."""
     records.writable_dir(config.out_path)
     fault = faults.find(config.inject_fault) if config.inject_fault else None
+    if fault:
+        config = replace(config, **fault.run)
     routes.resolve(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
     chosen = sites.resolve(config.points)
     with clock.stage("oracle load"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from greta_jax.bound_case import Case, capped, softmax
+from greta_jax.bound_case import Case, capped, largest, softmax
 from greta_jax.precision import unit_roundoff
 from greta_jax.replay import replay
 from greta_jax.sum_bounds import dot_error
@@ -44,7 +44,7 @@ def scores(case: Case) -> np.ndarray:
     q_TNH, k_SKH = case.tensor("attn.q_rope"), case.tensor("kv.k")
     p, cfg, H = case.precision, case.cfg, q_TNH.shape[-1]
     size_TNS = _per_kv_head(np.abs(q_TNH), np.abs(k_SKH), lambda q_MH, k_SH: q_MH @ k_SH.T)
-    flushed = H * p.tiny * (1 + np.abs(k_SKH).max() + np.abs(q_TNH).max())
+    flushed = H * p.tiny * (1 + largest(k_SKH) + largest(q_TNH))
     if p.order is None:
         error_TNS = p.sum_error(H, 3) * size_TNS
     else:
@@ -82,7 +82,7 @@ def attend(case: Case) -> np.ndarray:
     def through(weight_TNS):
         return _per_kv_head(weight_TNS, size_HKS, lambda w_MS, v_HS: w_MS @ v_HS.T)
 
-    flushed = S * p.tiny * (1 + np.abs(v_SKH).max())
+    flushed = S * p.tiny * (1 + largest(v_SKH))
     if p.order is None:
         return through(error_TNS + p.sum_error(S, 3) * (prob_TNS + error_TNS)) + flushed
     live = int(np.max(np.nonzero((prob_TNS > 0).any(axis=(0, 1)))[0], initial=0)) + 1

@@ -42,6 +42,11 @@ class Case:
         return np.asarray(self.oracle.weights.load(name, self.layer), np.float64)
 
 
+def largest(x: np.ndarray) -> float:
+    """Of the finite elements: what is not finite shows in the sums of those that read it alone."""
+    return float(np.max(np.abs(x), where=np.isfinite(x), initial=0.0))
+
+
 def projected(p: OpPrecision, x_TX, weight, signed, roundings: int) -> np.ndarray:
     """n products and sums, the weight's roundings, and three for factors taken out of the sum.
 
@@ -51,7 +56,7 @@ def projected(p: OpPrecision, x_TX, weight, signed, roundings: int) -> np.ndarra
     n = x_TX.shape[1]
     weight_EX = weight.reshape(-1, n)
     size_TE = np.abs(x_TX) @ weight_EX.T
-    flushed = n * p.tiny * (1 + weight_EX.max() + np.abs(x_TX).max())
+    flushed = n * p.tiny * (1 + weight_EX.max() + largest(x_TX))
     if signed is None:
         overflows = size_TE * (1 + p.sum_error(n, roundings + 3)) > p.largest
         return np.where(overflows, np.inf, p.sum_error(n, roundings + 3) * size_TE + flushed)

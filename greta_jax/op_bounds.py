@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from greta_jax.attention_bounds import attend, probs, rope, scores
-from greta_jax.bound_case import Case, capped, projected, softmax
+from greta_jax.bound_case import Case, capped, largest, projected, softmax
 from greta_jax.precision import unit_roundoff
 from greta_jax.sum_bounds import total_error
 
@@ -171,7 +171,7 @@ def mix_experts(case: Case) -> np.ndarray:
     p, x_TED = case.precision, case.tensor("ffn.experts")
     weight_TE1 = case.tensor("ffn.route")[..., None]
     terms_TDE = np.moveaxis(x_TED * weight_TE1, 1, -1)
-    flushed = terms_TDE.shape[-1] * p.tiny * (2 + np.abs(x_TED).max())
+    flushed = terms_TDE.shape[-1] * p.tiny * (2 + largest(x_TED))
     if p.order is not None:
         return total_error(p, terms_TDE, p.u) + flushed
     return p.sum_error(terms_TDE.shape[-1], 1) * np.abs(terms_TDE).sum(axis=-1) + flushed

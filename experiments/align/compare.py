@@ -100,8 +100,16 @@ def _all_tokens(ref: trace.Trace, layer: int, site: str, status: Status, reason:
 
 
 def _finite(inputs: Mapping[str, object], position: int) -> bool:
-    """Whether the rows of `inputs` at this token are finite; inputs that are no rows always are."""
-    rows = [value[position] for value in inputs.values() if isinstance(value, (list, np.ndarray))]
+    """Whether the rows of `inputs` at this token are finite; inputs that are no rows always are.
+
+    Of the slabs of a cache, a token reads the one that the token before left.
+    """
+    read = {name: position - (name == "slabs") for name in inputs}
+    rows = [
+        value[read[name]]
+        for name, value in inputs.items()
+        if isinstance(value, (list, np.ndarray)) and read[name] >= 0
+    ]
     return all(np.isfinite(row).all() for row in rows if np.issubdtype(row.dtype, np.floating))
 
 

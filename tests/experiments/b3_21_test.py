@@ -6,7 +6,7 @@ import pytest
 
 from experiments import b3_21, flags
 from experiments.align import faults, records
-from experiments.align.faults import HOST, Fault
+from experiments.align.faults import Fault, patch
 
 
 class Run:
@@ -20,7 +20,7 @@ class Run:
 @pytest.fixture
 def inject(monkeypatch):
     def add(file, old, new):
-        fault = Fault("mine", "", HOST, file, old, new, found_at=(0, "embed"))
+        fault = Fault("mine", "", patch(file, old, new), found_at=(0, "embed"))
         monkeypatch.setitem(faults.FAULTS, "mine", fault)
         return "--inject_fault=mine"
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import determinism, fingerprints, flags
 from experiments.align import faults, records
-from experiments.align.faults import HOST, Fault
+from experiments.align.faults import Fault, patch
 from experiments.fingerprints import Event, Fingerprint
 
 
@@ -23,8 +23,8 @@ class Run:
 
 @pytest.fixture
 def inject(monkeypatch):
-    def add(where, file, old, new):
-        fault = Fault("mine", "", where, file, old, new, found_at=(0, "embed"))
+    def add(file, old, new):
+        fault = Fault("mine", "", patch(file, old, new), found_at=(0, "embed"))
         monkeypatch.setitem(faults.FAULTS, "mine", fault)
         return "--inject_fault=mine"
 
@@ -45,7 +45,7 @@ def test_runs_and_threads_are_equal_launch_by_launch(tmp_path):
 def test_a_table_that_the_host_makes_differently_is_the_hosts(inject, tmp_path):
     old = "angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies"
     noise = "(1 + 1e-3 * np.random.default_rng().standard_normal())"
-    run = Run(tmp_path, inject(HOST, "hip_engine.memory_plan", old, f"{old} * {noise}"))
+    run = Run(tmp_path, inject("hip_engine.memory_plan", old, f"{old} * {noise}"))
     assert run.code == flags.EXIT_FAIL
     assert "the host's write of rope.cos_sin is other bytes in run 2, 1 thread" in run.text
 
@@ -55,7 +55,7 @@ def test_a_kernel_that_writes_other_bytes_is_named(inject, tmp_path):
     """How many elements it is told to compute varies: an argument, which no host write shows."""
     old = 'self._elementwise("swiglu", gate, up, output, count)'
     noise = "int(np.random.default_rng().integers(0, 9))"
-    run = Run(tmp_path, inject(HOST, "hip_engine.launcher", old, f"{old[:-1]} - {noise})"))
+    run = Run(tmp_path, inject("hip_engine.launcher", old, f"{old[:-1]} - {noise})"))
     assert run.code == flags.EXIT_FAIL
     assert "kernel swiglu, launch" in run.text and "all before it equal" in run.text
     kernels = {e["symbol"]: e for e in run.events if e["event"] == "kernel"}

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import b3_19, equivalence, flags, law
 from experiments.align import faults, records
-from experiments.align.faults import HOST, Fault
+from experiments.align.faults import Fault, patch
 
 ARGUMENTS = ("--prompt=p0_short", "--layers=0,1", "--max_tokens=2")
 
@@ -28,8 +28,8 @@ class Run:
 def inject(monkeypatch):
     """A fault of this test alone, by its flag."""
 
-    def add(*where, old, new):
-        fault = Fault("mine", "", *where, old=old, new=new, found_at=(0, "embed"))
+    def add(file, old, new):
+        fault = Fault("mine", "", patch(file, old, new), found_at=(0, "embed"))
         monkeypatch.setitem(faults.FAULTS, "mine", fault)
         return "--inject_fault=mine"
 
@@ -49,7 +49,7 @@ def test_every_length_and_cut_is_the_same_run(tmp_path):
 def test_a_row_that_only_batches_lose_is_found_in_prefill(inject, tmp_path):
     """Activations of the last row of a batch are never computed."""
     old, new = 'at["ffn.act"], T * self.config.F)', 'at["ffn.act"], (T - (T > 1)) * self.config.F)'
-    run = Run(equivalence, tmp_path, inject(HOST, "hip_engine.forward", old=old, new=new))
+    run = Run(equivalence, tmp_path, inject("hip_engine.forward", old, new))
     assert run.code == flags.EXIT_FAIL
     assert "p0_short: the law breaks first at n = 2: logits differ by" in run.text
     assert "fed 2: first divergence: ffn.act of layer 0, position 1" in run.text
@@ -59,7 +59,7 @@ def test_a_row_that_only_batches_lose_is_found_in_prefill(inject, tmp_path):
 def test_chunks_that_forget_their_place_are_found_where_lengths_are_clean(inject, tmp_path):
     """GRETA's L13 in spirit: every chunk begins at position 0 of the cache."""
     old, new = "Row(sequence, token, first + i)", "Row(sequence, token, i)"
-    run = Run(equivalence, tmp_path, inject(HOST, "hip_engine.engine", old=old, new=new))
+    run = Run(equivalence, tmp_path, inject("hip_engine.engine", old, new))
     assert run.code == flags.EXIT_FAIL
     broken = [one["kind"] for one in run.of("law") if one["status"] != "exact"]
     assert broken and "length" not in broken
@@ -68,7 +68,7 @@ def test_chunks_that_forget_their_place_are_found_where_lengths_are_clean(inject
 
 def test_a_prefill_that_is_decode_in_disguise_is_vacuous(inject, tmp_path):
     old, new = "len(steps) + self._options.max_rows]", "len(steps) + 1]"
-    run = Run(equivalence, tmp_path, inject(HOST, "hip_engine.engine", old=old, new=new))
+    run = Run(equivalence, tmp_path, inject("hip_engine.engine", old, new))
     assert run.code == flags.EXIT_INCONCLUSIVE
     assert "vacuous: prefill ran no kernel that decode does not run" in run.text
 
@@ -86,7 +86,7 @@ def test_decode_is_accepted(tmp_path):
 def test_a_wrong_argmax_is_no_acceptance(inject, tmp_path):
     """The device looks for the largest logit among the first alone."""
     old, new = 'at["step.top1"], config.V, T)', 'at["step.top1"], 1, T)'
-    run = Run(b3_19, tmp_path, inject(HOST, "hip_engine.forward", old=old, new=new))
+    run = Run(b3_19, tmp_path, inject("hip_engine.forward", old, new))
     assert run.code == flags.EXIT_FAIL
     assert "the device chose 0, the largest of its logits is" in run.text
 
@@ -94,7 +94,7 @@ def test_a_wrong_argmax_is_no_acceptance(inject, tmp_path):
 def test_a_wrong_lm_head_is_found_over_the_vocabulary(inject, tmp_path):
     old = 'self._project("final.norm", {output: "logits"}'
     new = 'self._project("resid.out", {output: "logits"}'
-    run = Run(b3_19, tmp_path, inject(HOST, "hip_engine.forward", old=old, new=new))
+    run = Run(b3_19, tmp_path, inject("hip_engine.forward", old, new))
     assert run.code == flags.EXIT_FAIL
     assert "LM head, position" in run.text and "structural" in run.text
 

@@ -150,16 +150,24 @@ def test_a_flipped_bit_is_refused(tiny_path, got, tmp_path, capsys):
     assert "layer_1.safetensors is corrupt" in capsys.readouterr().err
 
 
-def test_a_nan_is_found_where_it_arises(tiny_path, got, tmp_path):
+@pytest.mark.parametrize(
+    "tensor, at, place",
+    [
+        ("1.attn.out", (2, 1, 3), "attn.out of layer 1, position 2 (token 2)"),
+        # A slot of the cache that the first two queries do not see.
+        ("1.kv.v@000000006", (2, 1, 3), "kv.v of layer 1, position 2 (token 2)"),
+    ],
+)
+def test_a_nan_is_found_where_it_arises(tiny_path, got, tmp_path, tensor, at, place):
     def spoil(tensors):
-        tensors["1.attn.out"][2, 1, 3] = np.nan
+        tensors[tensor][at] = np.nan
         return tensors
 
     edit(got, "layer_1.safetensors", spoil)
     assert align(tiny_path, got, tmp_path) == flags.EXIT_FAIL
     first = next(line for line in lines(tmp_path) if line.startswith("first divergence"))
-    assert "attn.out of layer 1, position 2 (token 2): nonfinite" in first
-    assert "first nan at (1, 3), inputs clean" in first
+    assert f"{place}: nonfinite" in first
+    assert "first nan at" in first and "inputs clean" in first
 
 
 def test_another_model_is_refused(quantised_path, both, tmp_path, capsys):

@@ -204,3 +204,18 @@ def test_the_probabilistic_bound_is_narrower_and_still_not_exceeded(oracle, site
         assert np.all(likely <= bound(oracle, site, 0, inputs, certain))
     if site in ("attn.proj", "ffn.down"):
         assert np.all(likely < 0.6 * bound(oracle, site, 0, inputs, certain))
+
+
+OF_TOKENS = ["attn.norm", "attn.q", "attn.q_rope", "ffn.act", "logits"]
+
+
+@pytest.mark.parametrize("site", OF_TOKENS)
+def test_a_nan_of_one_token_leaves_the_bounds_of_the_others(oracle, site):
+    inputs = cases(oracle, site, np.random.default_rng(5), 1.0)
+    ref = bound(oracle, site, 0, inputs, SINGLE)
+    first = next(name for name in INPUTS[site] if name != "positions")
+    inputs[first][2].flat[3] = np.nan
+    got = bound(oracle, site, 0, inputs, SINGLE)
+    others = np.arange(T) != 2
+    assert np.all(np.isfinite(got[others]))
+    np.testing.assert_allclose(got[others], ref[others], rtol=1e-12)
