@@ -17,6 +17,7 @@ from experiments.explain import Explained
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS, Config
 from experiments.reference import Reference
 from experiments.saved_floors import ByPlace
+from hip_engine.attestation import Attestation
 from hip_engine.kv_cache import KvGeometry
 
 
@@ -147,11 +148,11 @@ def _reasons(result: PromptResult, config: Config, route: str) -> Iterator[tuple
     if not config.kv_invariants:
         yield EXIT_INCONCLUSIVE, "KV invariants were not checked (--kv_invariants)"
     elif not result.run.watched:
-        yield EXIT_INCONCLUSIVE, "KV invariants were not checked: a GPU does not report accesses"
+        yield EXIT_INCONCLUSIVE, "KV invariants were not checked: no decode step was watched"
     if not config.decode_ref:
         yield EXIT_INCONCLUSIVE, "nothing was compared with the oracle (--decode_ref)"
     seen = result.run.attestation
-    if why := why_not_attested(route, seen.observed, seen.attention_mfma):
+    if why := not_attested(route, seen):
         yield EXIT_INCONCLUSIVE, f"not attested: {why}"
     yield from _token_reasons(result)
 
@@ -168,6 +169,11 @@ def _token_reasons(result: PromptResult) -> Iterator[tuple[int, str]]:
             blamed = "" if result.assertion else "; no op of the judged layers is to blame: "
             hint = "--layers=all judges every one" if blamed else ""
             yield EXIT_FAIL, f"token flip at {flip.sentence()}{blamed}{hint}"
+
+
+def not_attested(route: str, seen: Attestation) -> str:
+    """Why what was seen does not attest the concrete `route`; empty if it does."""
+    return why_not_attested(route, seen.observed, seen.attention_mfma, seen.attention_contains)
 
 
 def _undecided_code(judgement: verdict.Judgement) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from experiments import kv_watch
 from experiments.align import sites, verdict
 from experiments.align.patterns import ranges
 
@@ -53,8 +54,18 @@ def _gaps(alignment, judged: set[str]):
         yield "prefill in batches (--prefill): every token was fed alone, as decode feeds it"
     if watched := _watched(alignment):
         yield f"cache accesses of steps other than {watched}"
+        if alignment.facts.get("kv_evidence") == kv_watch.BYTES:
+            yield (
+                "which bytes of the cache kernels read, and stores of what was there already (this "
+                "device reports no addresses; written is what changed)"
+            )
     else:
         yield "cache accesses of any step"
+    if contains := _uncounted(alignment):
+        yield (
+            "which instructions executed (this device counts none; attested from launches, their "
+            f"arguments and the disassembly, by matrix-core instructions: {contains})"
+        )
     yield _routes(alignment)
 
 
@@ -68,6 +79,14 @@ def _watched(alignment) -> str:
         for prompt, result in alignment.results.items()
     }
     return ", ".join(f"{ranges(at)} of {prompt}" for prompt, at in steps.items() if at)
+
+
+def _uncounted(alignment) -> str:
+    """Attention kernels that were attested by what they contain."""
+    contains: dict[str, int] = {}
+    for result in alignment.results.values():
+        contains |= getattr(result.run.attestation, "attention_contains", {})
+    return ", ".join(f"{symbol} contains {count}" for symbol, count in contains.items())
 
 
 def _routes(alignment) -> str:

@@ -1,6 +1,7 @@
 """The records of one prompt of an alignment: JSONL, and the maps that a page draws."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from experiments import coverage
@@ -17,10 +18,11 @@ from experiments.align import (
 )
 from experiments.align.verdict import Judgement
 from experiments.alignment import Alignment, PromptResult
+from experiments.kv_watch import BYTES, kv_slots
 from experiments.outcome import VERDICTS
 from experiments.report import maps
-from experiments.under_test import kv_slots
 from greta_jax.graph import KV_SITES
+from hip_engine.attestation import Op
 
 
 def counts(judgements: list[Judgement]) -> dict[str, int]:
@@ -40,8 +42,8 @@ def write(name: str, prompt: str, result: PromptResult, alignment: Alignment) ->
         for record in _records(result, alignment, shared | {"config": config}):
             lines.append(record)
         lines.append({"event": "summary", **shared, **_summary(result, alignment)})
-    last_step = result.run.watched[-1].layers if result.run.watched else ()
-    drawn = maps.of(result.verdicts, last_step)
+    watched = result.run.watched if alignment.facts["kv_evidence"] != BYTES else ()
+    drawn = maps.of(result.verdicts, watched[-1].layers if watched else ())
     drawn_path = maps.save(alignment.config.out_path / f"{stem}_maps.npz", drawn)
     return {"prompt": prompt, "records": path.name, "maps": drawn_path.name}
 
@@ -131,9 +133,13 @@ def _summary(result: PromptResult, alignment: Alignment) -> dict:
         "cache_faults": [fault.record() for fault in result.cache_faults],
         "naming": result.explained.record() if result.explained else None,
         "kv_invariant_ok": not result.kv_errors if result.run.watched else None,
+        "kv_evidence": alignment.facts["kv_evidence"],
         "route_observed": attestation.observed,
         "symbols": attestation.symbols,
         "attention_mfma": attestation.attention_mfma,
+        "attention_contains": attestation.attention_contains,
+        "accesses_seen": attestation.accesses_seen,
+        "ops": [_op_record(op) for op in attestation.ops],
         "layers_judged": alignment.layers,
         "layers_in_model": alignment.dims["L"],
         "tokens": result.reference.token_ids,
@@ -142,6 +148,10 @@ def _summary(result: PromptResult, alignment: Alignment) -> dict:
         "top1": result.run.top1_T,
         "free_tokens": result.run.free_tokens,
     }
+
+
+def _op_record(op: Op) -> dict:
+    return asdict(op) | {"registers": op.registers._asdict()}
 
 
 def _divergence_record(found: divergence.Divergence) -> dict:

@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import hip_engine.engine as engines
-from experiments import inject, saved_floors, under_test
+from experiments import inject, kv_watch, saved_floors, under_test
 from experiments.align import cache_blame, compare, divergence, faults, records, sites, trace
-from experiments.align.attestation import why_not_attested
 from experiments.align.report import RouteResult
-from experiments.alignment import Alignment, PromptResult, assert_within_floors
+from experiments.alignment import (
+    Alignment,
+    PromptResult,
+    assert_within_floors,
+    not_attested,
+)
 from experiments.arithmetic import OracleArithmetic
 from experiments.attribution import NextTokens, next_tokens
 from experiments.explain import explain
@@ -41,7 +45,7 @@ def run(
     fault = faults.find(config.inject_fault) if config.inject_fault else None
     if fault:
         config = replace(config, **fault.run)
-    routes.resolve(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
+    routes.check(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
     chosen_sites = sites.resolve(config.points)
     saved = saved_floors.load(config)
     with clock.stage("oracle load"):
@@ -56,7 +60,7 @@ def run(
             engine = open_engine(config, device, config.route, fault)
         alignment = Alignment(
             config,
-            _facts(config, oracle, engine),
+            _facts(config, oracle, engine) | {"kv_evidence": kv_watch.evidence(device)},
             layers,
             oracle.config.dimensions,
             engine.kv_geometry(),
@@ -113,7 +117,7 @@ def _align(
     clock: Clock,
 ) -> PromptResult:
     config, prompt = alignment.config, reference.prompt
-    watch = config.kv_invariants and device.reports_accesses
+    watch = config.kv_invariants
     batched = 0 if config.prefill == "steps" else reference.prompt_tokens
     with clock.counted("engine steps", prompt) as progress:
         got = under_test.run_forced(
@@ -187,7 +191,8 @@ def _route_matrix(
 
 def _as_route_run(result: PromptResult) -> under_test.RouteRun:
     last = result.reference.prompt_tokens - 1
-    return under_test.RouteRun(*result.run.top1_T[last : last + 2], result.run.attestation)
+    seen = result.run.attestation  # of every token, the prompt's too: they were fed one by one
+    return under_test.RouteRun(*result.run.top1_T[last : last + 2], seen, seen)
 
 
 def _run_route(
@@ -218,9 +223,12 @@ def _route_result(name, chosen, why, ran, reference: Reference) -> RouteResult:
         return RouteResult(name, reference.prompt, status="device fault", note=str(ran))
     tokens = ran.prefill_last_top1, ran.decode0_top1
     seen = ran.attestation
-    if why_not_attested(str(chosen), seen.observed, seen.attention_mfma):
+    if not_attested(str(chosen), seen):
         status = f"not attested as {chosen}"
     else:
         status = "ok" if tokens == reference.expected else "token differs"
-    note = "" if name == str(chosen) else why
+    prompt_by = ran.prefill.observed
+    notes = ["" if name == str(chosen) else why]
+    notes.append(f"the prompt by {prompt_by} kernels" if prompt_by != seen.observed else "")
+    note = "; ".join(filter(None, notes))
     return RouteResult(name, reference.prompt, seen.observed, *tokens, status, note)

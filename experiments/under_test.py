@@ -3,17 +3,19 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from experiments import kv_watch
 from experiments.align import compare, sites, trace
-from experiments.align.invariants import Access, LayerInvariants, Slots, check_step
+from experiments.align.invariants import LayerInvariants, check_step
 from experiments.reference import Reference, needed_layers
 from hip_engine import routes
+from hip_engine.attestation import Attestation
 from hip_engine.device import Device
 from hip_engine.engine import Engine
 from hip_engine.errors import RouteNotBuilt
-from hip_engine.kv_cache import KvGeometry
 from hip_engine.kv_types import KV_TYPES
 from hip_engine.taps import Step, Taps
 
@@ -42,24 +44,7 @@ class EngineRun:
     untapped_top1: tuple[int, ...]
     watched: list[WatchedStep]
     free_tokens: tuple[int, ...]
-    attestation: routes.Attestation
-
-
-def kv_slots(geometry: KvGeometry, length: int) -> list[Slots]:
-    """The cache's layout as plain numbers: the slots of sequence 0, as far as `length` tokens need
-    pages. (A table says nothing past them: what is not mapped reads as page 0.)
-    """
-    pages = -(-length // geometry.page_slots)
-    positions = range(min(pages * geometry.page_slots, geometry.positions))
-    offsets_S = np.array([geometry.offset_bytes(0, 0, position) for position in positions])
-    starts_LK = geometry.layer_stride_bytes * np.arange(geometry.layers)[
-        :, None
-    ] + geometry.head_stride_bytes * np.arange(geometry.kv_heads)
-    offsets_LKS = starts_LK[:, :, None] + offsets_S
-    return [
-        Slots(kind, buffer.address, buffer.nbytes, geometry.slot_bytes, offsets_LKS)
-        for kind, buffer in (("k", geometry.k), ("v", geometry.v))
-    ]
+    attestation: Attestation
 
 
 def run_forced(
@@ -89,14 +74,10 @@ def run_forced(
     for position in range(batched, len(reference.token_ids)):
         token_id = reference.token_ids[position]
         if watch and position >= reference.prompt_tokens:
-            with device.watch() as log:
-                step = engine.step(token_id, taps)
-            geometry = engine.kv_geometry()
-            buffers = (geometry.k, geometry.v)
-            accesses = [Access(log.written(buffer), log.read(buffer)) for buffer in buffers]
-            watched.append(
-                WatchedStep(*check_step(kv_slots(geometry, position + 1), accesses, position))
-            )
+            run_step = partial(engine.step, token_id, taps)
+            step, accesses = kv_watch.watch_step(engine, device, run_step)
+            slots = kv_watch.kv_slots(engine.kv_geometry(), position + 1)
+            watched.append(WatchedStep(*check_step(slots, accesses, position)))
         else:
             step = engine.step(token_id, taps)
         take(step)
@@ -175,11 +156,12 @@ def _free_tokens(engine: Engine, reference: Reference, top1: list[int]) -> tuple
 
 @dataclass(frozen=True)
 class RouteRun:
-    """The two top-1 tokens of one prompt on one route, and what decode executed."""
+    """The two top-1 tokens of one prompt on one route, and what decode and prefill executed."""
 
     prefill_last_top1: int
     decode0_top1: int
-    attestation: routes.Attestation
+    attestation: Attestation
+    prefill: Attestation
 
 
 def run_route(engine: Engine, reference: Reference) -> RouteRun:
@@ -187,7 +169,8 @@ def run_route(engine: Engine, reference: Reference) -> RouteRun:
     engine.reset()
     prefill_last = engine.prefill(reference.token_ids[: reference.prompt_tokens])[-1]
     decode0 = engine.step(reference.token_ids[reference.prompt_tokens])
-    return RouteRun(prefill_last.top1, decode0.top1, engine.attest())
+    attestations = engine.attest(), engine.attest("prefill")
+    return RouteRun(prefill_last.top1, decode0.top1, *attestations)
 
 
 def all_routes(engine: Engine, kv_dtype: str) -> Iterator[tuple[str, routes.Route | None, str]]:

@@ -30,7 +30,8 @@ class Readback:
         slot = number % 2
         self._chosen[slot].record(self._passes)
         self._copies.wait(self._chosen[slot])
-        self._copies.read_later(self._history, self._host[slot : slot + 1], 4 * position)
+        into = self._host.array[slot : slot + 1]
+        self._copies.read_later(self._history, into, 4 * position)
         self._copied[slot].record(self._copies)
 
     def token(self, number: int) -> int:
@@ -38,11 +39,11 @@ class Readback:
         begin = time.perf_counter()
         self._copied[number % 2].synchronize()
         self.waited_s += time.perf_counter() - begin
-        return int(self._host[number % 2])
+        return int(self._host.array[number % 2])
 
     def close(self):
         self._copies.synchronize()
-        for handle in (*self._chosen, *self._copied, self._copies):
+        for handle in (*self._chosen, *self._copied, self._copies, self._host):
             handle.close()
 
 

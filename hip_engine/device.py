@@ -92,6 +92,14 @@ class Event(Protocol):
     def close(self) -> None: ...
 
 
+class Pinned(Protocol):
+    """Host memory that the device copies to while the host goes on; `array` is a view of it."""
+
+    array: np.ndarray
+
+    def close(self) -> None: ...
+
+
 class Graph(Protocol):
     """Launches that were captured, to be made again any number of times by one call.
 
@@ -125,7 +133,7 @@ class Stream(Protocol):
         """Later work of this stream starts after what `event` recorded."""
 
     def read_later(self, buffer: Buffer, into: np.ndarray, offset_bytes: int = 0) -> None:
-        """Fills `into`, which is `Device.pinned` memory, when the stream comes to it."""
+        """Fills `into`, a part of a Pinned array, when the stream comes to it."""
 
     def synchronize(self) -> None: ...
 
@@ -180,8 +188,7 @@ class Device(Protocol):
 
     def event(self) -> Event: ...
 
-    def pinned(self, count: int, dtype: np.dtype) -> np.ndarray:
-        """Host memory that the device copies to by itself; it lives as long as the device."""
+    def pinned(self, count: int, dtype: np.dtype) -> Pinned: ...
 
     def synchronize(self) -> None: ...
 

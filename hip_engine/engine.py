@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hip_engine import kernels
+from hip_engine.attestation import Attestation, Observer
 from hip_engine.decode import Decoder
-from hip_engine.device import Device, LaunchRecord
+from hip_engine.device import Device
 from hip_engine.errors import ContextOverflow, TokenRefused
 from hip_engine.forward import Forward, KernelChoice, Row
 from hip_engine.kv_cache import KvCache, KvGeometry, KvLayout
@@ -16,8 +17,9 @@ from hip_engine.launcher import Launcher
 from hip_engine.memory_plan import MemoryPlan, rope_table
 from hip_engine.options import Options
 from hip_engine.precision import declared_precision
-from hip_engine.routes import Attestation, Route, attention_symbol, observe, resolve
+from hip_engine.routes import Route, attention_symbol, resolve
 from hip_engine.spot_check import check_weights_on_device
+from hip_engine.statics import StaticCode
 from hip_engine.taps import NO_LAYER, NO_TAPS, Generation, Step, Taps, sites_of
 from hip_engine.weights import ModelFile, open_model
 
@@ -33,7 +35,6 @@ class Engine:
       precision: site -> {"store", "accumulate"} dtypes and more, as the kernels of decode are
         written; prefill_precision: of batched prefill.
       sites: the sites that can be tapped.
-      launch_log: what decode launched since `reset`; prefill_log: what batched prefill did.
     """
 
     @classmethod
@@ -83,6 +84,7 @@ class Engine:
         # Rows of one sequence must all be appended before any is read: fused cannot.
         manual = _choose(Route("manual", route.matmul), launcher, model, options)
         self._prefill = replace(manual, gemm=options.prefill_gemm)
+        self._code = StaticCode(launcher.code_object)
         self.code_object_sha256 = launcher.kernels[self._choice.symbol].code_object_sha256
         layout = KvLayout(
             kind, options.max_context, options.sequences, options.page_slots, options.pages
@@ -98,6 +100,7 @@ class Engine:
             *(model, launcher, self._cache, self._buffers, plan.max_chunks),
             read_offset_bytes=lambda layer: self.kv_layer_offset_bytes(layer),
         )
+        self._cache.poison_guard(launcher)
         self._decoder = Decoder(
             self._forward, launcher, self._choice, self._buffers["step.history"]
         )
@@ -107,8 +110,10 @@ class Engine:
         """Closes every sequence and opens an empty sequence 0."""
         self._cache.clear()
         self._cache.pool.open()
-        self.launch_log: list[LaunchRecord] = []
-        self.prefill_log: list[LaunchRecord] = []
+        geometry = self._cache.geometry()
+        self._observed = {
+            phase: Observer(self._code, (geometry.k, geometry.v)) for phase in ("decode", "prefill")
+        }
 
     def close(self):
         """Frees the device's memory; the engine cannot be used afterwards."""
@@ -139,9 +144,13 @@ class Engine:
         """
         return self._cache.layer_offset_bytes(layer)
 
-    def attest(self) -> Attestation:
-        """The route that what decode launched since `reset` amounts to."""
-        return observe(self.launch_log)
+    def attest(self, phase: str = "decode") -> Attestation:
+        """The route that launches since `reset` amount to.
+
+        `phase`: "decode", or "prefill" for passes of several tokens of one sequence, which run
+        manual kernels on every route: all rows are in the cache before any is read.
+        """
+        return self._observed[phase].attestation()
 
     def open_sequence(self) -> int:
         return self._cache.pool.open()
@@ -184,7 +193,8 @@ class Engine:
         """Runs one token at the sequence's position; the cache then holds it.
 
         Raises:
-          ContextOverflow, OutOfPages, TokenRefused, UnknownSite: nothing was changed.
+          ContextOverflow, OutOfPages, TokenRefused, UnknownSite, WrongBlockTable: nothing was
+            changed.
           DeviceFault: a kernel failed; the position did not advance.
         """
         return self.decode({sequence: token_id}, taps)[sequence]
@@ -192,6 +202,8 @@ class Engine:
     def decode(self, tokens: Mapping[int, int], taps: Taps | None = None) -> dict[int, Step]:
         """One token for each of several sequences, of any lengths, in one pass. As `step`."""
         taps = self._check(tokens.values(), taps)
+        if not tokens:
+            return {}
         self._reserve(dict.fromkeys(tokens, 1))
         rows = [Row(s, token, self._cache.pool.length(s)) for s, token in tokens.items()]
         return dict(zip(tokens, self._pass(rows, taps), strict=True))
@@ -216,7 +228,7 @@ class Engine:
         row = Row(sequence, token_id, self._cache.pool.length(sequence))
         generated = self._decoder.free_run(row, count, until)
         self._cache.pool.advance(sequence, len(generated.tokens))
-        self.launch_log.extend(self._launcher.take_records())
+        self._observed["decode"].add(self._launcher.take_records())
         return generated
 
     def _check(self, token_ids, taps: Taps | None) -> Taps:
@@ -235,9 +247,7 @@ class Engine:
     def _pass(self, rows: Sequence[Row], taps: Taps) -> list[Step]:
         self._launcher.take_records()  # of a pass that a fault ended, or of page copies
         batched = len({row.sequence for row in rows}) < len(rows)
-        choice, log = (
-            (self._prefill, self.prefill_log) if batched else (self._choice, self.launch_log)
-        )
+        phase, choice = ("prefill", self._prefill) if batched else ("decode", self._choice)
         taken: dict = {}
         if taps.sites or batched:
             taken = self._forward.run(rows, choice, taps)
@@ -246,7 +256,7 @@ class Engine:
         logits = self._forward.read_site("logits", NO_LAYER, rows)
         top1 = self._forward.read_top1(len(rows))
         records = self._launcher.take_records()
-        log.extend(records)
+        self._observed[phase].add(records)
         for row in rows:
             self._cache.pool.advance(row.sequence, 1)
         return [

@@ -96,6 +96,10 @@ class OutOfPages(EngineError):
     """The page pool, or its table of sequences, is full; nothing was changed."""
 
 
+class WrongBlockTable(EngineError):
+    """A block table does not hold the pages that the pool gave; nothing was changed."""
+
+
 class UnknownSequence(EngineError):
     """A sequence that was never opened, or was closed; nothing was changed."""
 

@@ -1,6 +1,7 @@
 """The KV cache on the device: two buffers, each [layer][page][kv head][slot][H].
 
-Contiguous is the case of one page a sequence: [layer][sequence][kv head][position][H].
+Contiguous is the case of one page a sequence: [layer][sequence][kv head][position][H]. A paged
+cache has one page more in every layer, the last: a guard, NaN from the start, that nobody owns.
 """
 
 from collections.abc import Mapping
@@ -41,9 +42,13 @@ class KvLayout:
     def pages_of_a_sequence(self) -> int:
         return -(-self.positions // self.slots_of_a_page)
 
+    @property
+    def pages_with_guard(self) -> int:
+        return self.page_count + (self.page_slots is not None)
+
     def sizes(self, config: ModelConfig) -> dict[str, int]:
         """Bytes of the cache's buffers, for the allocation plan."""
-        slots = config.L * self.page_count * config.K * self.slots_of_a_page
+        slots = config.L * self.pages_with_guard * config.K * self.slots_of_a_page
         each = slots * config.H * self.kind.raw.itemsize
         sizes = {"kv.k": each, "kv.v": each}
         sizes["kv.tables"] = self.sequences * self.pages_of_a_sequence * 4
@@ -97,10 +102,11 @@ class KvCache:
         self._buffers = buffers
         self.head_stride = layout.slots_of_a_page * config.H
         self.page_stride = config.K * self.head_stride
-        self.layer_stride = layout.page_count * self.page_stride
+        self.layer_stride = layout.pages_with_guard * self.page_stride
         self.scales_L2K = scales_L2K
         if scales_L2K is not None:
             device.write(buffers["kv.scales"], scales_L2K.astype(np.float32))
+        self._written_BP: np.ndarray | None = None
         self.clear()
 
     def clear(self):
@@ -111,7 +117,10 @@ class KvCache:
         self.write_tables()
 
     def write_tables(self):
-        self._device.write(self._buffers["kv.tables"], self.pool.tables_BP)
+        """Brings the device's tables up to date, if a page was mapped or freed."""
+        if self._written_BP is None or not np.array_equal(self._written_BP, self.pool.tables_BP):
+            self._device.write(self._buffers["kv.tables"], self.pool.tables_BP)
+            self._written_BP = self.pool.tables_BP.copy()
 
     def geometry(self) -> KvGeometry:
         size = self.layout.kind.raw.itemsize
@@ -158,6 +167,11 @@ class KvCache:
         """Fills a page with NaN in every layer."""
         pattern = self.layout.kind.poison
         launcher.fill_page(*self._page_words(), page, self._config.L, pattern)
+
+    def poison_guard(self, launcher: Launcher):
+        """Fills the guard page, if there is one, with NaN."""
+        if self.layout.page_slots is not None:
+            self.poison_page(launcher, self.layout.page_count)
 
     def _page_words(self) -> tuple[int, int, int, int]:
         """Addresses of both buffers; words between layers and in a page."""

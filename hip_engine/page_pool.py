@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hip_engine.errors import ContextOverflow, OutOfPages, UnknownSequence
+from hip_engine.errors import ContextOverflow, OutOfPages, UnknownSequence, WrongBlockTable
 
 UNMAPPED = 0  # what a table holds beyond a sequence's pages; never looked up
 
@@ -63,10 +63,12 @@ class PagePool:
         Raises:
           ContextOverflow: a sequence would exceed its positions.
           OutOfPages: the free pages do not suffice.
+          WrongBlockTable: somebody else wrote to a sequence's row of the tables.
         """
         needed = 0
         for sequence, tokens in wanted.items():
             state = self._of(sequence)
+            self._check_table(sequence, state)
             end = state.length + tokens
             if end > self.positions:
                 raise ContextOverflow(
@@ -131,6 +133,16 @@ class PagePool:
         if sequence not in self._sequences:
             raise UnknownSequence(f"no sequence {sequence}: open are {sorted(self._sequences)}")
         return self._sequences[sequence]
+
+    def _check_table(self, sequence: int, state: _Sequence):
+        mapped = self.tables_BP[sequence, : len(state.pages)]
+        wrong = np.flatnonzero(mapped != np.array(state.pages, np.int32))
+        if len(wrong):
+            at = wrong[0]
+            raise WrongBlockTable(
+                f"the block table of sequence {sequence} maps slots from {at * self.page_slots} on "
+                f"to page {mapped[at]}, the pool gave it page {state.pages[at]}"
+            )
 
     def _shares_its_open_page(self, state: _Sequence) -> bool:
         """Whether the next slot lies in a page that another sequence owns too."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hip_engine.config import ModelConfig
-from hip_engine.device import LaunchRecord
 from hip_engine.errors import RouteNotBuilt, UnknownRoute
 from hip_engine.kv_types import KV_TYPES, KvType
 
@@ -14,7 +14,10 @@ MATMUL_WORDS = ("valu", "mfma", "auto")
 
 @dataclass(frozen=True)
 class Route:
-    """`kernel`/`matmul`. In auto, the words are chosen from what is built (`resolve`)."""
+    """`kernel`/`matmul`: REQUIREMENTS says what each word must have executed.
+
+    In auto, the words are chosen from what is built (`resolve`).
+    """
 
     kernel: str
     matmul: str
@@ -38,6 +41,20 @@ class Route:
         return f"{self.kernel}/{self.matmul}"
 
 
+class Requirements(NamedTuple):
+    """What one layer of decode must have launched to be called by a kernel word.
+
+    Attributes:
+      cache_kernels: kernels that hold the cache's address: append and attention, or one that is
+        both. separate_rope: whether the rotation of q and k is a kernel of its own.
+    """
+
+    cache_kernels: int
+    separate_rope: bool
+
+
+# Of the matmul word: mfma if attention executes matrix-core instructions, valu if it executes none.
+REQUIREMENTS = {"manual": Requirements(2, True), "fused": Requirements(1, False)}
 BUILT = tuple(Route(k, m) for k in ("manual", "fused") for m in ("valu", "mfma"))
 HEAD_DIMS = (64, 80, 96, 128, 256)
 MERGE = "attn_merge_chunks"
@@ -45,30 +62,41 @@ MERGE = "attn_merge_chunks"
 MFMA_FROM_GROUP = 8
 
 
-def resolve(
-    route: Route, kind: KvType = KV_TYPES["float16"], config: ModelConfig | None = None
-) -> tuple[Route, str]:
-    """The concrete route that `route` stands for, and why; without `config`, for small groups.
+def check(route: Route, kind: KvType):
+    """What can be said before there is a model.
 
     Raises:
-      RouteNotBuilt: impossible for this model or cache, with what is possible.
+      RouteNotBuilt: impossible with this cache, with the nearest that are possible.
     """
-    if config is not None and config.H not in HEAD_DIMS:
-        built = ", ".join(map(str, HEAD_DIMS))
-        raise RouteNotBuilt(f"no attention kernel for head size {config.H}: built are {built}")
     if route.matmul == "mfma" and kind.operands is None:
+        narrow = ", ".join(kind.name for kind in KV_TYPES.values() if kind.operands)
         raise RouteNotBuilt(
-            f"{route} multiplies 16-bit operands, the cache is {kind.name}: "
-            f"use {route.kernel}/valu, or a float16 or bfloat16 cache"
+            f"{route} multiplies 16-bit operands, the cache is {kind.name}: nearest are "
+            f"{route.kernel}/valu, and {route} with a cache of {narrow}"
         )
+
+
+def resolve(route: Route, kind: KvType, config: ModelConfig) -> tuple[Route, str]:
+    """The concrete route that `route` stands for, and why.
+
+    Raises:
+      RouteNotBuilt: impossible for this model or cache, with the nearest that are possible.
+    """
+    if config.H not in HEAD_DIMS:
+        nearest = sorted(HEAD_DIMS, key=lambda H: abs(H - config.H))[:2]
+        raise RouteNotBuilt(
+            f"{route} with a {kind.name} cache: no attention kernel for head size {config.H}: "
+            f"nearest are {nearest[0]} and {nearest[1]} (built: {', '.join(map(str, HEAD_DIMS))})"
+        )
+    check(route, kind)
     kernel, matmul, reasons = route.kernel, route.matmul, []
     if kernel == "auto":
         kernel = "fused"
         reasons.append("fused launches least")
     if matmul == "auto":
-        G = config.G if config is not None else 1
-        matmul = "mfma" if kind.operands is not None and G >= MFMA_FROM_GROUP else "valu"
-        reasons.append(f"{matmul} for groups of {G} and a {kind.name} cache")
+        wide = kind.operands is not None and config.G >= MFMA_FROM_GROUP
+        matmul = "mfma" if wide else "valu"
+        reasons.append(f"{matmul} for groups of {config.G} and a {kind.name} cache")
     return Route(kernel, matmul), "; ".join(reasons) or "asked for"
 
 
@@ -86,51 +114,3 @@ def attention_symbol(
         raise RouteNotBuilt(f"no kernel {family}* in the code object")
     tile = next((tile for tile in tiles if tile >= config.G), tiles[-1])
     return f"{family}{tile}"
-
-
-@dataclass(frozen=True)
-class Attestation:
-    """The route that the executed kernels amount to.
-
-    Attributes:
-      observed: "manual/valu" and the like; a word is "none" where nothing of the kind executed,
-        "mixed" where launches differ, "uncounted" where the device cannot count instructions.
-      symbols: launches of each kernel symbol.
-      attention_mfma: matrix-core instructions that attention executed, None if nobody counted.
-      code_object_sha256: of the code objects the kernels came from.
-    """
-
-    observed: str
-    symbols: dict[str, int]
-    attention_mfma: int | None
-    code_object_sha256: tuple[str, ...]
-
-
-def observe(records: Iterable[LaunchRecord]) -> Attestation:
-    """Derives the route from what executed: symbols and instruction counts, never a request.
-
-    Every launch of attention is judged by itself and by what was launched since the one before;
-    launches that differ make a route "mixed".
-    """
-    symbols: dict[str, int] = {}
-    code_objects, kernels, matmuls, counts = set(), set(), set(), []
-    before: set[str] = set()
-    for record in records:
-        symbols[record.symbol] = symbols.get(record.symbol, 0) + 1
-        code_objects.add(record.code_object_sha256)
-        if not record.symbol.startswith("attn_") or record.symbol == MERGE:
-            before.add(record.symbol.split("_")[0])
-            continue
-        separate = {"rope", "kv"} & before
-        kernels.add({0: "fused", 1: "mixed", 2: "manual"}[len(separate)])
-        mfma = record.executed.get("mfma", 0)
-        matmuls.add(("mfma" if mfma else "valu") if record.executed else "uncounted")
-        counts.append(mfma if record.executed else None)
-        before = set()
-    total = None if None in counts or not counts else sum(counts)
-    observed = f"{_one_of(kernels)}/{_one_of(matmuls)}"
-    return Attestation(observed, symbols, total, tuple(sorted(code_objects)))
-
-
-def _one_of(words: set[str]) -> str:
-    return "none" if not words else "mixed" if len(words) > 1 else words.pop()

@@ -30,10 +30,13 @@ class Slots:
 
 @dataclass(frozen=True)
 class Access:
-    """One bool for each byte of that buffer: what the step's kernels stored to and loaded from."""
+    """One bool for each byte of that buffer: what the step's kernels stored to and loaded from.
+
+    `read` is None where nobody could see it: then nothing is said of reads.
+    """
 
     written: np.ndarray
-    read: np.ndarray
+    read: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,13 @@ class LayerInvariants:
 
     `written_at`, `read_at`: byte offset of the first slot of this layer that was really touched, by
     kind ("k", "v"); a kind that was not touched is absent. `touched_KS`: bits of TOUCHED by slot.
+    `read_slots` is None where reads could not be seen.
     """
 
     layer: int
     position: int
     written_slots: int
-    read_slots: int
+    read_slots: int | None
     written_at: dict[str, int]
     read_at: dict[str, int]
     errors: tuple[str, ...]
@@ -74,7 +78,7 @@ def _where(where: np.ndarray) -> str:
 
 
 def _layer_errors(kind: str, slot_bytes: int, written_KS, read_KS, position: int) -> list[str]:
-    """`written_KS`, `read_KS`: bytes flagged in each slot of the layer."""
+    """`written_KS`, `read_KS`: bytes flagged in each slot of the layer; reads may be unknown."""
     live = np.arange(written_KS.shape[1]) <= position
     this = np.arange(written_KS.shape[1]) == position
     found = []
@@ -82,6 +86,8 @@ def _layer_errors(kind: str, slot_bytes: int, written_KS, read_KS, position: int
         found.append(f"{kind} slot not wholly written: {_where(lacking)}")
     if (stray := ~this & (written_KS > 0)).any():
         found.append(f"{kind} written outside this token's slot: {_where(stray)}")
+    if read_KS is None:
+        return found
     if (dead := ~live & (read_KS > 0)).any():
         found.append(f"{kind} read beyond the live slots: {_where(dead)}")
     if (unread := live & (read_KS < slot_bytes)).any():
@@ -99,11 +105,15 @@ def _first_touched(slots: list[Slots], flagged: list[np.ndarray], layer: int) ->
     return found
 
 
+def _touched_slots(flagged: list[np.ndarray], layer: int) -> int:
+    return int(sum((bytes_LKS[layer] > 0).sum() for bytes_LKS in flagged))
+
+
 def _touched(slots: list[Slots], read, written, layer: int) -> np.ndarray:
     """Which slots of the layer were read and written, as bits of TOUCHED, KS."""
     bits_KS = np.zeros(slots[0].offsets_LKS.shape[1:], np.uint8)
     for way, flagged in (("read", read), ("written", written)):
-        for s, bytes_LKS in zip(slots, flagged, strict=True):
+        for s, bytes_LKS in zip(slots, flagged, strict=bool(flagged)):
             bits_KS |= np.where(bytes_LKS[layer] > 0, TOUCHED[f"{s.kind} {way}"], 0).astype("u1")
     return bits_KS
 
@@ -120,16 +130,17 @@ def check_step(
 ) -> tuple[list[LayerInvariants], list[str]]:
     """Invariants of every layer after one step, and what was written outside every slot."""
     written = [_by_slot(a.written, s) for s, a in zip(slots, accesses, strict=True)]
-    read = [_by_slot(a.read, s) for s, a in zip(slots, accesses, strict=True)]
+    seen = all(a.read is not None for a in accesses)
+    read = [_by_slot(a.read, s) for s, a in zip(slots, accesses, strict=True)] if seen else []
     layers = []
     for layer in range(slots[0].offsets_LKS.shape[0]):
         errors = []
-        for s, written_LKS, read_LKS in zip(slots, written, read, strict=True):
-            errors += _layer_errors(
-                s.kind, s.slot_bytes, written_LKS[layer], read_LKS[layer], position
-            )
-        counts = [int(sum((a[layer] > 0).sum() for a in which)) for which in (written, read)]
-        places = [_first_touched(slots, which, layer) for which in (written, read)]
+        for s, written_LKS, read_LKS in zip(slots, written, read or [None] * 2, strict=True):
+            read_KS = None if read_LKS is None else read_LKS[layer]
+            errors += _layer_errors(s.kind, s.slot_bytes, written_LKS[layer], read_KS, position)
+        counts = [_touched_slots(written, layer), _touched_slots(read, layer) if seen else None]
+        places = [_first_touched(slots, written, layer)]
+        places.append(_first_touched(slots, read, layer) if seen else {})
         touched_KS = _touched(slots, read, written, layer)
         layers.append(LayerInvariants(layer, position, *counts, *places, tuple(errors), touched_KS))
     stray = [text for s, a in zip(slots, accesses, strict=True) if (text := _outside(s, a))]

@@ -149,13 +149,17 @@ def table_b(
     return table
 
 
+def _count(slots: int | None) -> str:
+    return "not seen" if slots is None else str(slots)
+
+
 def _invariant_cells(layer_steps: Sequence[LayerInvariants]) -> list[str]:
     errors = [error for step in layer_steps for error in step.errors]
     positions = [step.position for step in layer_steps]
     return [
         "-".join(map(str, sorted({positions[0], positions[-1]}))),
         "+".join(str(step.written_slots) for step in layer_steps),
-        "+".join(str(step.read_slots) for step in layer_steps),
+        "+".join(_count(step.read_slots) for step in layer_steps),
         f"[bold red]{errors[0]}[/]" if errors else _styled("ok"),
     ]
 

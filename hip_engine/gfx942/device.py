@@ -14,7 +14,7 @@ from hip_engine.gfx942.memory import READ_BIT, WRITTEN_BIT, Memory
 from hip_engine.gfx942.module import Module, relocated
 from hip_engine.gfx942.precompile import precompile
 from hip_engine.gfx942.sanitizer import parse_checks
-from hip_engine.gfx942.streams import EmulatedEvent, EmulatedStream
+from hip_engine.gfx942.streams import EmulatedEvent, EmulatedPinned, EmulatedStream
 
 
 class MemoryLog:
@@ -136,8 +136,8 @@ class EmulatedDevice:
     def event(self) -> EmulatedEvent:
         return EmulatedEvent()
 
-    def pinned(self, count: int, dtype) -> np.ndarray:
-        return np.zeros(count, dtype)
+    def pinned(self, count: int, dtype) -> EmulatedPinned:
+        return EmulatedPinned(count, dtype)
 
     def synchronize(self) -> None:
         """Launches are complete when they return."""

@@ -33,6 +33,16 @@ class EmulatedEvent:
         """Nothing is held."""
 
 
+class EmulatedPinned:
+    """Host memory; the device copies to any."""
+
+    def __init__(self, count: int, dtype):
+        self.array = np.zeros(count, dtype)
+
+    def close(self) -> None:
+        """The array goes when nobody holds it."""
+
+
 class EmulatedGraph:
     """Captured launches, made in order; arguments are as they were captured."""
 

@@ -5,7 +5,6 @@ The project's tests run it on an emulated runtime with the same ABI, since no MI
 
 import ctypes
 import re
-import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from ctypes import byref, c_int, c_size_t, c_void_p
@@ -18,7 +17,7 @@ from hip_engine.errors import DeviceUnavailable, LaunchError
 from hip_engine.gfx942.code_object import Argument, CodeObject
 from hip_engine.hip import library
 from hip_engine.hip.arguments import pack
-from hip_engine.hip.stream import Event, Stream, handle_of
+from hip_engine.hip.stream import Event, Pinned, Stream, handle_of
 
 ARCHITECTURE = "gfx942"
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
@@ -176,15 +175,9 @@ class HipDevice:
         """A new event, for a `with` block."""
         return Event(self.hip)
 
-    def pinned(self, count: int, dtype) -> np.ndarray:
-        """Host memory that copies can reach while the host goes on; zeros, freed with the array."""
-        nbytes = max(count * np.dtype(dtype).itemsize, 1)
-        pointer = self.hip.make("hipHostMalloc", nbytes, 0, context=f"{nbytes} pinned bytes")
-        raw = (ctypes.c_char * nbytes).from_address(pointer.value)
-        weakref.finalize(raw, self.hip.status, "hipHostFree", pointer).atexit = False
-        array = np.frombuffer(raw, dtype, count)
-        array[:] = 0
-        return array
+    def pinned(self, count: int, dtype) -> Pinned:
+        """Host memory for copies that do not hold up the host, for a `with` block."""
+        return Pinned(self.hip, count, dtype)
 
     def synchronize(self) -> None:
         """Waits for everything enqueued.

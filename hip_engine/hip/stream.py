@@ -33,6 +33,22 @@ class Handle:
         self.close()
 
 
+class Pinned(Handle):
+    """Zeros at first. Freed by `close` only: the runtime allows no call during a capture."""
+
+    def __init__(self, hip: Hip, count: int, dtype):
+        nbytes = max(count * np.dtype(dtype).itemsize, 1)
+        made = hip.make("hipHostMalloc", nbytes, 0, context=f"{nbytes} bytes of pinned memory")
+        super().__init__(hip, made, "hipHostFree")
+        raw = (ctypes.c_char * nbytes).from_address(made.value)
+        self.array = np.frombuffer(raw, dtype, count)
+        self.array[:] = 0
+
+    def close(self) -> None:
+        self.array = self.array[:0]
+        super().close()
+
+
 class Event(Handle):
     def __init__(self, hip: Hip):
         super().__init__(hip, hip.make("hipEventCreate"), "hipEventDestroy")

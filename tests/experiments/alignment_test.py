@@ -25,7 +25,7 @@ def verdicts_of(got, ref=None):
 def result_of(got, complaints=(), observed="manual/valu", flips=(), **choices):
     top1 = np.arange(toy.T)
     reference = SimpleNamespace(complaints=complaints, top1_T=top1, prompt_tokens=2)
-    attestation = SimpleNamespace(observed=observed, attention_mfma=0)
+    attestation = SimpleNamespace(observed=observed, attention_mfma=0, attention_contains={})
     flipped = tuple(-1 if t in flips else int(t) for t in top1)
     step = SimpleNamespace(layers=[], stray=[])
     choices = dict(top1_T=flipped, untapped_top1=flipped[2:], misread_top1="") | choices

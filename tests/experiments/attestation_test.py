@@ -18,8 +18,15 @@ def test_a_route_that_executed_is_attested(route, mfma):
         ("manual/mfma", "manual/mfma", 0, "0 matrix-core instructions"),
         ("manual/valu", "manual/mfma", 8, "8 matrix-core instructions"),
         ("manual/valu", "none/none", 0, "none kernels executed"),
-        ("manual/valu", "manual/uncounted", None, "does not count"),
+        ("manual/valu", "manual/valu", None, "nothing says which units"),
     ],
 )
 def test_a_label_without_its_kernel_is_not(route, observed, mfma, why):
     assert why in why_not_attested(route, observed, mfma)
+
+
+@pytest.mark.parametrize("route, code", [("manual/valu", {"a": 0}), ("fused/mfma", {"a": 8})])
+def test_where_nobody_counts_the_code_of_every_attention_kernel_must_say_so(route, code):
+    assert why_not_attested(route, route, None, code) == ""
+    mixed = code | {"b": 0 if code["a"] else 8}
+    assert "b contains" in why_not_attested(route, route, None, mixed)

@@ -148,6 +148,28 @@ def test_the_cache_holds_this_token_as_it_was_computed_rounded_to_fp16(run):
             np.testing.assert_array_equal(taps[layer, kind][-1], rounded)
 
 
+def test_the_cached_k_is_the_bits_of_a_recomputed_rope(engine):
+    """Every slot of every layer, from the k before the rotation, by the kernel's own arithmetic."""
+    engine.reset()
+    steps = [engine.step(token, Taps.of(["attn.k", "kv.k"])) for token in TOKENS]
+    table = rope_table(engine.config, CONTEXT)
+    for layer in range(engine.config.L):
+        slab_SKH = steps[-1].taps[layer, "kv.k"]
+        for position, step in enumerate(steps):
+            k_KH = step.taps[layer, "attn.k"][0]
+            cosine, sine = table[position, :, 0], table[position, :, 1]
+            a, b = k_KH[:, 0::2], k_KH[:, 1::2]
+            ref = np.empty_like(k_KH)
+            ref[:, 0::2], ref[:, 1::2] = fma(a, cosine, -(b * sine)), fma(a, sine, b * cosine)
+            rounded = ref.astype(np.float16).astype(np.float32)
+            np.testing.assert_array_equal(slab_SKH[position], rounded)
+
+
+def fma(a, b, c):
+    """fp32; the product is exact in fp64."""
+    return (a.astype(np.float64) * b + c).astype(np.float32)
+
+
 def test_manual_and_fused_have_the_same_bits(run, engine, device):
     other = "manual" if engine.route.kernel == "fused" else "fused"
     twin = Engine.open(MODEL, device, max_context=CONTEXT, route=f"{other}/{engine.route.matmul}")
@@ -207,6 +229,8 @@ def test_the_route_is_attested_from_what_executed(engine, run):
     assert attestation.observed == str(engine.route)
     assert (attestation.attention_mfma > 0) == (engine.route.matmul == "mfma")
     assert attestation.code_object_sha256 == (engine.code_object_sha256,)
+    assert attestation.accesses_seen == "none"
+    assert engine.attest("prefill").observed == f"manual/{engine.route.matmul}"
     assert len(run[1].launches) < 14 * engine.config.L
 
 
@@ -253,6 +277,8 @@ def test_every_replay_of_the_graph_reads_and_writes_at_its_own_position(engine, 
         with device.watch() as log:
             step = engine.step(token)
         assert step.launches[-1].symbol == "advance"  # of the graph: a tapped step has none
+        assert engine.attest().observed == str(engine.route)
+        assert engine.attest().accesses_seen == "all"
         geometry = engine.kv_geometry()
         for buffer in (geometry.k, geometry.v):
             np.testing.assert_array_equal(log.read(buffer), slots(engine, range(position + 1)))
@@ -298,7 +324,8 @@ def test_replayed_decode_chooses_the_tokens_of_steps(engine, device):
     assert list(generated.tokens) == tokens[1:]
     assert engine.position == len(prompt) + count
     assert engine.attest().observed == str(engine.route)
-    assert generated.launches_per_token == len(engine.launch_log) // count
+    decoded = sum(engine.attest().symbols.values())
+    assert generated.launches_per_token == decoded // count
     geometry = engine.kv_geometry()
     written = slots(engine, range(len(prompt), len(prompt) + count))
     np.testing.assert_array_equal(log.written(geometry.k), written)
@@ -316,7 +343,9 @@ def test_prefill_on_matrix_cores_is_within_the_bounds_it_declares(device, tensor
     sites = ["attn.norm", "attn.q", "attn.v", "ffn.norm", "ffn.up"]
     steps = engine.prefill(TOKENS, Taps.of(sites, [0, 31]))
     assert engine.attest().observed == "none/none"
-    executed = {r.symbol for r in engine.prefill_log if r.executed.get("mfma")}
+    prefill = engine.attest("prefill")
+    assert prefill.observed == "manual/valu"
+    executed = {op.symbol for op in prefill.ops if op.executed.get("mfma")}
     assert executed == {"gemm_mfma_q4_k", "gemm_mfma_q6_k"}
     for site, x, name in (("attn.q", "attn.norm", "attn_q"), ("ffn.up", "ffn.norm", "ffn_up")):
         operand = engine.prefill_precision[site]["operand"]
@@ -429,3 +458,23 @@ def test_everything_on_the_device_is_allocated_when_the_engine_opens(quantised_p
         opening.allocate(1, "one more")
     engine.close()
     assert not opening.live
+
+
+def test_layers_beyond_two_to_the_31_elements_have_the_bits_of_near_ones(quantised_path, device):
+    """Writes, copies, reads and poison of a sparse pool, in the last pages of each layer."""
+    results = []
+    for pages in (8, (1 << 31) // (2 * 16 * 64) + 8):
+        layout = {"sequences": 2, "page_slots": 16, "max_context": 64, "pages": pages}
+        engine = Engine.open(quantised_path, device, route="fused/valu", **layout)
+        engine.pool._free.reverse()  # pages from the other end of each layer
+        engine.prefill(range(5, 25))
+        step = engine.decode({engine.fork_sequence(0, 18): 7, 0: 9})
+        geometry = engine.kv_geometry()
+        end = geometry.offset_bytes(1, 1, 17, 1) // 2
+        assert (end > 1 << 32) == (pages > 8)
+        engine.close_sequence(1)
+        freed = device.read(geometry.k, np.dtype(np.float16), 64, 2 * end)
+        assert np.isnan(freed).all()
+        results.append([one.logits_V for one in step.values()])
+        engine.close()
+    np.testing.assert_array_equal(*results)

@@ -93,9 +93,10 @@ def test_dynamic_lds_reaches_the_kernel(mi300x, kernels):
 
 def test_a_copy_to_pinned_memory_follows_the_work_it_waits_for(mi300x, kernels):
     kernel, numbers = mi300x.load(kernels)["add"], mi300x.allocate(256, "numbers")
-    host = mi300x.pinned(8, np.int32)
+    pinned = mi300x.pinned(8, np.int32)
+    host = pinned.array
     assert host.tolist() == [0] * 8
-    with mi300x.stream() as work, mi300x.stream() as copies, mi300x.event() as done:
+    with pinned, mi300x.stream() as work, mi300x.stream() as copies, mi300x.event() as done:
         mi300x.launch(kernel, (1, 1, 1), (64, 1, 1), (numbers, 5), stream=work)
         done.record(work)
         copies.wait(done)
@@ -103,7 +104,7 @@ def test_a_copy_to_pinned_memory_follows_the_work_it_waits_for(mi300x, kernels):
         copies.synchronize()
         with pytest.raises(LaunchError, match="bytes 252..260 of numbers"):
             copies.read_later(numbers, host[:2], offset_bytes=252)
-    assert host.tolist() == [0, 0, 5, 5, 5, 5, 0, 0]
+        assert host.tolist() == [0, 0, 5, 5, 5, 5, 0, 0]
 
 
 def test_what_kernels_touch_is_not_reported_and_says_so(mi300x):
