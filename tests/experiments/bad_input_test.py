@@ -104,7 +104,7 @@ def test_a_bad_flag(capsys, argument, words, tmp_path):
 
 def test_a_route_that_the_cache_cannot_have(capsys, tmp_path):
     flags_of_it = ("--route=manual/mfma", "--kv_dtype=float32", f"--out_dir={tmp_path}")
-    assert "use manual/valu, or a float16" in refused(capsys, *flags_of_it)
+    assert "nearest are manual/valu, and manual/mfma with a cache" in refused(capsys, *flags_of_it)
 
 
 def test_an_mi300x_that_is_not_there(capsys, tmp_path):
