@@ -85,7 +85,7 @@ def _uncounted(alignment) -> str:
     """Attention kernels that were attested by what they contain."""
     contains: dict[str, int] = {}
     for result in alignment.results.values():
-        contains |= getattr(result.run.attestation, "attention_contains", {})
+        contains |= result.run.attestation.attention_contains
     return ", ".join(f"{symbol} contains {count}" for symbol, count in contains.items())
 
 

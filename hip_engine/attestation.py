@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hip_engine.device import Buffer, LaunchRecord
+from hip_engine.device import Buffer, LaunchRecord, Traffic
 from hip_engine.routes import MERGE, REQUIREMENTS
 from hip_engine.statics import Registers, StaticCode
 
-READ, WRITTEN = 0, 1  # of MemoryCounts.by_buffer
+NO_TRAFFIC = Traffic(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,14 @@ class Observer:
 
     def _is_used_as(self, word: str, attention: LaunchRecord, given: Sequence[LaunchRecord]):
         """One kernel writes both buffers and attention reads both; in fused, it is attention."""
-        writers = [record for record in given if any(self._bytes(record, WRITTEN))]
-        wrote_both = len(writers) == 1 and all(self._bytes(writers[0], WRITTEN))
-        reads_both = all(self._bytes(attention, READ))
+        writers = [record for record in given if any(t.written for t in self._traffic(record))]
+        wrote_both = len(writers) == 1 and all(t.written for t in self._traffic(writers[0]))
+        reads_both = all(t.read for t in self._traffic(attention))
         return wrote_both and reads_both and (writers[0] is attention) == (word == "fused")
 
-    def _bytes(self, record: LaunchRecord, way: int) -> list[int]:
-        """Of K and of V, read or written by a launch that was counted."""
-        return [record.memory.by_buffer.get(buffer, (0, 0))[way] for buffer in self._cache]
+    def _traffic(self, record: LaunchRecord) -> list[Traffic]:
+        """Of K and of V, by a launch that was counted."""
+        return [record.memory.by_buffer.get(buffer, NO_TRAFFIC) for buffer in self._cache]
 
     def _is_given_the_cache(self, record: LaunchRecord) -> bool:
         """Whether any aligned word of the arguments is an address in the cache."""

@@ -133,7 +133,7 @@ class Launcher:
         workgroups = chunk_workgroups(S, window)
         args["workgroups"] = workgroups
         grid = (workgroups, K * math.ceil(N // K / tile), T)
-        self._launch(symbol, grid, THREADS, args[()])
+        self._launch(symbol, grid, THREADS, args.copy()[()])
         partials = (int(args[name]) for name in ("max_TNC", "sum_TNC", "out_TNCH", "position_T"))
         counts = (N, H, int(args["max_chunks"]), window)
         self._launch("attn_merge_chunks", (N, T), THREADS, *partials, output, *counts)

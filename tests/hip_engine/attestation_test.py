@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from hip_engine.attestation import Observer
-from hip_engine.device import Buffer, LaunchRecord, MemoryCounts
+from hip_engine.device import Buffer, LaunchRecord, MemoryCounts, Traffic
 from hip_engine.statics import StaticCode
 
 K, V = Buffer(0x10000, 256, "kv.k"), Buffer(0x20000, 256, "kv.v")
@@ -22,7 +22,8 @@ def record(symbol, given=False, **executed):
 
 def touching(launch, k=(0, 0), v=(0, 0)):
     """The same launch on a device that counts: (read, written) bytes of K and V."""
-    counts = MemoryCounts(*[0] * 9, by_buffer={K: k, V: v})
+    traffic = {buffer: Traffic(*moved, 0, 0) for buffer, moved in ((K, k), (V, v))}
+    counts = MemoryCounts(*[0] * 9, by_buffer=traffic)
     return replace(launch, memory=counts)
 
 
