@@ -63,7 +63,8 @@ def probs_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
     inputs = {k: case.inputs[k] for k in ("attn.q_rope", "kv.k", "positions") if k in case.inputs}
     score_TNS = replay(case.oracle, "attn.scores", case.layer, inputs)
     prob_TNS = replay(case.oracle, "attn.probs", case.layer, inputs)
-    live = int(np.max(np.nonzero(np.isfinite(score_TNS).any(axis=(0, 1)))[0])) + 1
+    seen_S = np.nonzero(np.isfinite(score_TNS).any(axis=(0, 1)))[0]
+    live = int(np.max(seen_S, initial=0)) + 1
     rescales = score_TNS.shape[-1] if p.rescales is None else p.rescales
     return prob_TNS, softmax(p, score_TNS, prob_TNS, scores(case), rescales, live)
 
