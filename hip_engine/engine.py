@@ -94,6 +94,7 @@ class Engine:
         self._device.write(self._buffers["rope.cos_sin"], rope_table(config, layout.positions))
         for name, tensor in model.tensors.items():
             self._device.write(self._buffers[name], np.ascontiguousarray(tensor.data))
+            model.release_pages()
         scales = options.kv_scales(config) if kind.scaled else None
         self._cache = KvCache(config, layout, self._device, self._buffers, scales)
         self._forward = Forward(

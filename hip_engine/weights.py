@@ -1,6 +1,7 @@
 """GGUF tensors: checked against the configuration; the device gets the bytes of the file."""
 
 import hashlib
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class ModelFile:
     sha256: str
     config: ModelConfig
     tensors: dict[str, Tensor]
+    mapping: mmap.mmap
+
+    def release_pages(self):
+        """Gives back the memory that reading `tensors` took; they can be read again."""
+        self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def open_model(path: str | Path) -> ModelFile:
@@ -71,7 +77,7 @@ def open_model(path: str | Path) -> ModelFile:
         raise ModelRefused(f"{path}: {error}") from None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ModelFile(path, digest, config, tensors)
+    return ModelFile(path, digest, config, tensors, reader.data.base)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:

@@ -65,6 +65,42 @@ CASES = (
 )
 
 
+def covering(seed: int) -> tuple[Case, ...]:
+    """Every head size with every cache type, and each once with every other choice.
+
+    Twenty draws from the product: every G from 1 to 16, batches of 1 to 64 of different lengths,
+    every page size, windows and caps. Lengths of a large batch are short, for time's sake.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = [(H, dtype) for H in (64, 80, 96, 128, 256) for dtype in KV_TYPES]
+    columns = {
+        "G": np.resize(np.arange(1, 17), len(pairs)),
+        "K": np.resize([1, 2, 3, 5, 7], len(pairs)),
+        "page": np.resize([0, 16, 64, 256], len(pairs)),
+        "window": np.resize([0, 0, 0, 1, 100, 257], len(pairs)),
+        "softcap": np.resize([0.0, 0.0, 3.0], len(pairs)),
+        "batch": np.resize([1, 2, 5, 64], len(pairs)),
+    }
+    drawn = {name: rng.permutation(column).tolist() for name, column in columns.items()}
+    found = []
+    for i, (H, dtype) in enumerate(pairs):
+        G, K, page, window, softcap, batch = (drawn[name][i] for name in columns)
+        longest = 40 if batch == 64 else 700
+        lengths = tuple(rng.integers(1, longest, batch).tolist())
+        found.append(Case(dtype, G * K, K, H, lengths, page, window, softcap))
+    return tuple(found)
+
+
+COVERING = covering(seed=3)
+
+
+def test_the_covering_leaves_no_value_out():
+    assert {case.N // case.K for case in COVERING} == set(range(1, 17))
+    assert {case.page for case in COVERING} == {0, 16, 64, 256}
+    assert {len(case.lengths) for case in COVERING} == {1, 2, 5, 64}
+    assert len({(case.H, case.dtype) for case in COVERING}) == 5 * len(KV_TYPES)
+
+
 @functools.cache
 def bench_for(device, H, symbol):
     return Bench(device, kernels.build(instance=kernels.Instance(H, symbol)))
@@ -165,14 +201,17 @@ def is_slow(case):
 
 RUNS = [
     pytest.param(case, route, marks=[pytest.mark.slow] * is_slow(case))
-    for case in CASES
+    for case in (*CASES, *COVERING)
     for route in ROUTES
     if route.matmul == "valu" or KV_TYPES[case.dtype].operands
 ]
 
 
 def name(value):
-    return "-".join(map(str, value)) if isinstance(value, Case) else str(value)
+    if not isinstance(value, Case):
+        return str(value)
+    lengths = value.lengths if len(value.lengths) < 8 else f"{len(value.lengths)} sequences"
+    return "-".join(map(str, value._replace(lengths=lengths)))
 
 
 @pytest.mark.parametrize(("case", "route"), RUNS, ids=name)

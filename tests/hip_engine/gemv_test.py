@@ -104,6 +104,23 @@ def test_matrix_cores_decode_every_format(bench, type):
     _compare_on_matrix_cores(bench, type, 300, columns, 17)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [*TAILS, 512])
+@pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)
+def test_every_format_agrees_with_fp64_at_every_tile_tail_on_both_units(bench, type, tokens):
+    columns = COLUMNS[type][-1] - COLUMNS[type][-1] % 32
+    _compare_on_matrix_cores(bench, type, 70, columns, tokens)
+    raw, w = weights(type, 37, columns)
+    x_TD = np.random.default_rng(tokens).standard_normal((tokens, columns)).astype(np.float32)
+    with bench.scope():
+        y = bench.output(4 * 37 * tokens)
+        matrix = Matrix(bench.put(raw), y.address, 37)
+        bench.launch.gemv(FORMATS[type], bench.put(x_TD), [matrix], columns, tokens)
+        got_TF = bench.result(y, np.float32, (tokens, 37))
+    for x, got in zip(x_TD, got_TF, strict=True):
+        reference.assert_within(*_inserted(reference.gemv(w, x), got))
+
+
 def _compare_on_matrix_cores(bench, type, rows, columns, tokens):
     raw, w = weights(type, rows, columns)
     x_TD = np.random.default_rng(tokens).standard_normal((tokens, columns)).astype(np.float32)
