@@ -15,13 +15,16 @@ GRETA_DEVICE float_x4 WeightedChunks(const float* factor, const float* out_CH, i
 #pragma unroll 1
   for (int first = 0; first < chunks; first += kMergeBatch * groups) {
     float_x4 out[kMergeBatch];
+    int chunk[kMergeBatch];
     for (int i = 0; i < kMergeBatch; ++i) {
-      const int c = first + i * groups + group;
+      int step = i * groups;
+      __asm__("" : "+s"(step));  // a scalar, not part of a 64-bit product with half an operand unset
+      const int c = chunk[i] = first + step + group;
       const int64_t nearest = c < chunks ? c : chunks - 1;
       out[i] = LoadAligned<float_x4, 16>(out_CH + nearest * H + h);
     }
     for (int i = 0; i < kMergeBatch; ++i) {
-      const int c = first + i * groups + group;
+      const int c = chunk[i];
       const float weight = factor[c < chunks ? c : 0];
       const float_x4 next = __builtin_elementwise_fma(float_x4(weight), out[i], sum);
       sum = c < chunks ? next : sum;
