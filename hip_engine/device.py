@@ -57,8 +57,9 @@ class LaunchRecord:
 
     `kernarg`: the arguments' bytes, as the kernel found them. `executed` counts wave instructions
     by class ("valu", "salu", "mfma", "vmem_load", ...) where the device can see them (the emulated
-    one can), and is empty where it cannot. `blocks`: byte offset of a basic block from the kernel's
-    entry -> waves that ran it; only with counters.
+    one can), and is empty where it cannot; `mfma` counts those of each shape ("f32_16x16x16_f16").
+    `blocks`: byte offset of a basic block from the kernel's entry -> waves that ran it; only with
+    counters.
     """
 
     symbol: str
@@ -67,6 +68,7 @@ class LaunchRecord:
     block: tuple[int, int, int]
     kernarg: bytes = field(default=b"", repr=False, compare=False)
     executed: dict[str, int] = field(default_factory=dict)
+    mfma: dict[str, int] = field(default_factory=dict)
     memory: MemoryCounts | None = None
     blocks: dict[int, int] = field(default_factory=dict)
 

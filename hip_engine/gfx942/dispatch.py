@@ -1,8 +1,10 @@
 """Launches: arguments to kernarg bytes, the AQL packet, and the loop over workgroups in threads."""
 
+import bisect
 import ctypes
 import functools
 import math
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,7 @@ BUDGET = 1 << 40  # instructions a wave may execute before it counts as runaway
 # Stack of a lane where the compiler could not bound it (recursion, calls through pointers).
 DYNAMIC_STACK_BYTES = 1 << 14
 
+MFMA = re.compile(r"v_mfma_(\w+)")
 THREADING_PAYS = 100_000  # wave instructions; handing over to a thread costs about 50 us
 
 _U32x3 = ctypes.c_uint32 * 3
@@ -175,6 +178,18 @@ class EmulatedKernel:
         self.class_names = names
         rows = [[block.get(n, 0) for n in names] for block in self.compiled.block_classes]
         self.class_matrix = np.array(rows, np.int64).reshape(len(rows), len(names))
+        self.shapes, self.shape_matrix = self._shapes()
+
+    def _shapes(self) -> tuple[list[str], np.ndarray]:
+        """MFMA shapes, and how many of each are in each block."""
+        found = [(at, MFMA.match(text)) for at, text in self.compiled.sites]
+        found = [(at, match[1]) for at, match in found if match]
+        names = sorted({name for _, name in found})
+        matrix = np.zeros((len(self.compiled.block_addresses), len(names)), np.int64)
+        for at, name in found:
+            block = bisect.bisect_right(self.compiled.block_addresses, at) - 1
+            matrix[block, names.index(name)] += 1
+        return names, matrix
 
     @property
     def arguments(self):
@@ -291,6 +306,7 @@ class Dispatcher:
             raise fault_error(kernel, worst, self.memory, self.budget)
         entered = counts.sum(axis=0).view(np.int64)
         executed = (entered @ kernel.class_matrix).tolist()
+        shapes = (entered @ kernel.shape_matrix).tolist()
         prepared.instructions = sum(executed)
         return LaunchRecord(
             symbol=kernel.symbol,
@@ -299,6 +315,7 @@ class Dispatcher:
             block=tuple(block),
             kernarg=bytes(segment),
             executed=dict(zip(kernel.class_names, executed, strict=True)),
+            mfma=dict(zip(kernel.shapes, shapes, strict=True)),
             memory=self._memory_counts() if self.counters else None,
             blocks=self._blocks(kernel, entered) if self.counters else {},
         )

@@ -163,6 +163,8 @@ def _show(record: LaunchRecord, arrays: dict, before: dict) -> None:
     total = sum(record.executed.values())
     classes = ", ".join(f"{name} {count}" for name, count in record.executed.items() if count)
     console.print(f"{record.symbol}: {total} wave instructions ({classes})")
+    for shape, count in record.mfma.items():
+        console.print(f"  mfma {shape}: {count}")
     if record.memory:
         for field in dataclasses.fields(record.memory):
             value = getattr(record.memory, field.name)

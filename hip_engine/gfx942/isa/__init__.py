@@ -11,6 +11,7 @@ from hip_engine.gfx942.isa import (  # noqa: F401
     scalar_compare,
     scalar_memory,
     scalar_registers,
+    scalar_unary,
     vector_compare,
     vector_convert,
     vector_divide,
@@ -18,6 +19,7 @@ from hip_engine.gfx942.isa import (  # noqa: F401
     vector_float,
     vector_integer,
     vector_media,
+    vector_packed,
 )
 from hip_engine.gfx942.isa.table import OPCODES, instruction_class
 

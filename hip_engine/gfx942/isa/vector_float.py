@@ -9,7 +9,7 @@ from hip_engine.gfx942.disassembly import Instruction
 from hip_engine.gfx942.emit import FLOATS, V, Value, like, scalar_of, width
 from hip_engine.gfx942.isa.operands import pure, scaled
 from hip_engine.gfx942.isa.table import define
-from hip_engine.gfx942.isa.vector_integer import packed
+from hip_engine.gfx942.isa.vector_packed import packed
 from hip_engine.gfx942.wave import Wave
 
 # Mantissa bits, exponent bias, least normal exponent.

@@ -220,26 +220,3 @@ def test_sanitizers_do_not_change_results():
         device, (out, _) = launch(checks, "lds_exchange", 256, ("zeroed", 1))
         outputs.append(device.read(out, np.int32, 256))
     np.testing.assert_array_equal(*outputs)
-
-
-def test_counters_agree_with_what_a_kernel_must_do():
-    device = EmulatedDevice(counters=True)
-    source, out = (device.allocate(BUFFER_BYTES, name) for name in "ab")
-    kernel = device.load(code_object())["copy"]
-    record = device.launch(kernel, (2, 1, 1), (128, 1, 1), [source, out])
-    counts = record.memory
-    assert (counts.loads, counts.stores) == (4, 4)
-    assert counts.load_bytes == counts.store_bytes == 4 * 256
-    assert counts.load_lines == 4 * 2, "64 dwords are two 128-byte lines"
-    assert counts.by_buffer == {source: (4 * 256, 0, 0, 4 * 2), out: (0, 4 * 256, 0, 0)}
-    assert sum(record.blocks.values()) >= 4, "every wave entered the kernel"
-    assert counts.flight_peak == 1, "the store waits for the load it stores"
-
-
-def test_lds_passes_count_bank_conflicts():
-    device = EmulatedDevice(counters=True)
-    out = device.allocate(BUFFER_BYTES, "out")
-    kernel = device.load(code_object())["lds_exchange"]
-    counts = device.launch(kernel, (1, 1, 1), (256, 1, 1), [out, 1]).memory
-    assert counts.lds_accesses == 8
-    assert counts.lds_passes == 2 * counts.lds_accesses, "dwords in a row conflict with none"
