@@ -115,7 +115,7 @@ static void atomics(Wave* w, const Lanes* lanes, u64 exec, i32 src, i32 compare_
     const u64 exec = exec_of(w);                                                             \
     if (exec && w->observer) {                                                               \
       if (sanitize_lanes(w, site, lanes.a, 4 * (u64)dwords, ATOMIC_ACCESS)) return 1;        \
-      if (dst >= 0) note_load(w, lanes.a, 4 * (u64)dwords, dst, dwords, 0);                  \
+      note_atomic(w, lanes.a, src, dst, operation == SWAP, dwords);                          \
     }                                                                                        \
     /* Global compare-and-swap keeps the new value first and the comparand after it. */      \
     atomics(w, &lanes, exec, src, operation == CMPSWAP ? src + dwords : -1, dst, operation,  \
@@ -147,7 +147,7 @@ i32 lds_exchange2(Wave* w, u32 site, i32 row, u32 base0, u32 base1, i32 data0, i
   for (int k = 0; k < 2; k++) {
     FOR_ACTIVE(i, exec)
       for (int j = 0; j < dwords; j++) w->v[dst + k * dwords + j][i] = old[k][j][i];
-    if (w->observer) note_load(w, lanes[k].a, size, dst + k * dwords, dwords, 0);
+    if (w->observer) note_atomic(w, lanes[k].a, data[k], dst + k * dwords, 1, dwords);
   }
   return 0;
 }
@@ -160,7 +160,7 @@ i32 lds_atomic(Wave* w, u32 site, i32 row, u32 base, i32 data, i32 data2, i32 ds
   if (lds_lanes(w, site, row, base, 4 * (u64)dwords, &lanes)) return 1;
   if (exec_of(w) && w->observer) {
     if (sanitize_lanes(w, site, lanes.a, 4 * (u64)dwords, ATOMIC_ACCESS)) return 1;
-    if (dst >= 0) note_load(w, lanes.a, 4 * (u64)dwords, dst, dwords, 0);
+    note_atomic(w, lanes.a, data, dst, operation == SWAP, dwords);
   }
   const int swap = operation == CMPSWAP || operation >= MSKOR;
   atomics(w, &lanes, exec_of(w), swap ? data2 : data, swap ? data : -1, dst, operation, dwords);

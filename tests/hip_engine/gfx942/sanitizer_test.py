@@ -38,6 +38,12 @@ KERNEL scalar_at(const char* a, int* out, int offset) {
   asm volatile("s_load_dword %0, %1, 0x0\n s_waitcnt lgkmcnt(0)" : "=s"(x) : "s"(p));
   out[0] = x;
 }
+KERNEL swapped_in(int* out) {
+  SHARED int x[64];
+  __hip_atomic_exchange(&x[tid()], 1, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
+  barrier();
+  if (x[63 - tid()] == 1) out[tid()] = 7;
+}
 KERNEL sum_of_sixteen(const int* a, int* out) {
   int sum = 0;
   for (int i = 0; i < 16; i++) sum += a[i];
@@ -168,6 +174,11 @@ def test_all_sanitizers_together_accept_every_good_kernel(kernel, items, good):
 
 def test_the_widest_scalar_loads_are_followed():
     launch(list(CHECKS), "sum_of_sixteen", 256, ("zeroed", "zeroed"))
+
+
+def test_an_exchange_writes_what_was_never_written():
+    device, (out,) = launch(list(CHECKS), "swapped_in", 64, ("zeroed",))
+    np.testing.assert_array_equal(device.read(out, np.int32, 64), 7)
 
 
 def test_exchange_within_a_wave_needs_no_barrier():
