@@ -58,7 +58,9 @@ def reachable(code: CodeObject, kernel: KernelDescriptor, instructions) -> list[
             if inst.target is not None:
                 work.append(inst.target)
             if inst.mnemonic == "s_getpc_b64":
-                mentioned |= _relative_address(instructions[at : at + 6]) & devices
+                found = _relative_address(instructions[at : at + 6])
+                mentioned |= found & devices
+                work += [a for a in found - devices if a in index]  # a branch too far for s_branch
             indirect |= inst.mnemonic in INDIRECT
             if inst.mnemonic in ENDS or inst.mnemonic in ("s_branch", "s_setpc_b64"):
                 break
@@ -83,7 +85,9 @@ def _relative_address(window: list[Instruction]) -> set[int]:
 def leaders(code: CodeObject, kernel: KernelDescriptor, reached: list[Instruction]) -> set[int]:
     """Addresses at which a block must begin."""
     found = {kernel.entry} | {a for a, _ in code.functions.values()}
-    for inst in reached:
+    for at, inst in enumerate(reached):
+        if inst.mnemonic == "s_getpc_b64":
+            found |= _relative_address(reached[at : at + 6])
         if inst.target is not None:
             found.add(inst.target)
         if ends_block(inst):

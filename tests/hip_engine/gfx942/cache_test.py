@@ -1,9 +1,13 @@
-"""What a cached translation depends on."""
+"""What a cached translation depends on, and what it calls."""
 
 import subprocess
 import sys
 
 from hip_engine.gfx942 import jit
+from hip_engine.gfx942.code_object import CodeObject
+from hip_engine.gfx942.disassembly import disassemble
+from hip_engine.gfx942.translate import translate
+from tests.hip_engine.gfx942 import objects
 
 LIST = """
 import sys, hip_engine.gfx942.jit
@@ -22,3 +26,15 @@ def test_every_module_that_decides_a_translation_is_in_its_key():
     }
     assert loaded <= listed
     assert len(listed) >= len(jit.TRANSLATOR), "a name of the list is no module"
+
+
+def test_only_sanitized_code_calls_the_observer():
+    data = objects.hip("KERNEL add(int* x) { x[tid()] += 1; }")
+    code = CodeObject.parse(data)
+    calls = [
+        translate(code, code.kernels["add"], disassemble(data), "piece", observed).ir.count(
+            "@observe("
+        )
+        for observed in (False, True)
+    ]
+    assert calls[0] == 0 and calls[1] > 3

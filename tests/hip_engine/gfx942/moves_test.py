@@ -156,6 +156,20 @@ def test_the_index_of_registers_may_change_while_indexing_is_on(device):
     np.testing.assert_array_equal(ref, low_bits(got.lanes, "u32"))
 
 
+def test_a_branch_through_registers_goes_where_it_points(device):
+    """How LLVM branches where s_branch does not reach."""
+    text = """s_getpc_b64 s[30:31]
+  s_add_u32 s30, s30, 16
+  s_addc_u32 s31, s31, 0
+  s_setpc_b64 s[30:31]
+  v_mov_b32 v10, 0
+  v_mov_b32 v20, v10"""
+    data = inputs(41, ("u32",))
+    (got,) = execute(device, [text], data)
+    ref = np.where(lane_bits(data.exec), data.source(0, "u32"), low_bits(data.lanes[:, 3], "u32"))
+    np.testing.assert_array_equal(ref, low_bits(got.lanes, "u32"))
+
+
 def test_a_call_returns_behind_itself(device):
     text = """s_call_b64 s[30:31], 1
   s_branch 2

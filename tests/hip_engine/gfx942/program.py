@@ -231,7 +231,9 @@ class Generator:
         if choice < 0.78 and ty != "bf16":
             return f"{self.pick(('floor', 'ceil', 'trunc', 'rint', 'fabs'))}_({x})"
         if choice < 0.86:
-            return f"({x} {self.pick('<>')} {y} ? {x} : {y})"
+            # Not a plain minimum: both compilers make an instruction of it that tells -0 from +0
+            # where the comparison does not.
+            return f"({x} {self.pick('<>')} {y} ? {x} : ({ty})({y} + ({ty})1.0f))"
         if choice < 0.9:
             return f"({ty})(-{x})"
         other = self.pick(WEIGHTED)
