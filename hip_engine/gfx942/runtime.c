@@ -78,9 +78,10 @@ void lanes_two_over_pi(void* lanes) {
 
 // ---- Registers by number -------------------------------------------------------------------
 
-// A register named by an index: it must be there, and is written, if `writes`, from now on.
+// A register named by an index: it must be there, unless no lane would use it, and is written, if
+// `writes`, from now on.
 i32 indexed_register(Wave* w, u32 site, u32 number, u32 limit, u32 scalar, u32 writes) {
-  if (number >= limit) return fault(w, site, 0, number, BAD_INDEX);
+  if (number >= limit) return scalar || exec_of(w) ? fault(w, site, 0, number, BAD_INDEX) : 0;
   Observer* o = w->observer;
   if (!writes || !o) return 0;
   if (scalar) o->scalar[number] = 1;

@@ -10,8 +10,6 @@ from hip_engine.gfx942.isa.table import OPCODES, opcode
 from hip_engine.gfx942.wave import LAST_ROW, M0, Wave
 
 MODES = {"SRC0": 1, "SRC1": 2, "SRC2": 4, "DST": 8}
-
-
 SCALARS = 102  # s0 to s101: VCC, M0 and EXEC are not indexed
 
 
@@ -77,7 +75,8 @@ def _row(w: Wave, operand: Operand, name: str) -> Value:
     number = _number(w, operand.index, 0xFF)
     codes = [w.const("i32", code) for code in (LAST_ROW + 1, False, name == "DST")]
     w.runtime("indexed_register", number, *codes)
-    return _pointer(w, number, layout.VGPR, layout.ROW_BYTES)
+    held = w.intrinsic("umin", number, w.const("i32", LAST_ROW))  # no lane is active: any register
+    return _pointer(w, held, layout.VGPR, layout.ROW_BYTES)
 
 
 def _scalar_move(bits: int, indexed: str):

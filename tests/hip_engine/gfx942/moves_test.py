@@ -221,6 +221,17 @@ def test_an_index_past_the_registers_is_a_fault(device, move):
         device.launch(device.load(code)["past"], (1, 1, 1), (64, 1, 1), [])
 
 
+def test_an_index_that_no_lane_uses_does_no_harm(device):
+    text = """s_mov_b64 exec, 0
+  s_movk_i32 s30, 0xff
+  s_set_gpr_idx_on s30, gpr_idx(SRC0,DST)
+  v_mov_b32 v20, v32
+  s_set_gpr_idx_off"""
+    data = inputs(42, ("u32",))
+    (got,) = execute(device, [text], data)
+    np.testing.assert_array_equal(data.lanes[:, 3], got.lanes)
+
+
 @pytest.mark.parametrize("branch", sorted(NEVER_TAKEN))
 def test_debug_branches_are_never_taken(device, branch):
     text = f"{branch} 1\n  v_mov_b32 v20, v10"
