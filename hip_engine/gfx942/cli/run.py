@@ -169,7 +169,8 @@ def _show(record: LaunchRecord, arrays: dict, before: dict) -> None:
         for field in dataclasses.fields(record.memory):
             value = getattr(record.memory, field.name)
             if isinstance(value, dict):
-                value = "; ".join(f"{b.label} {r} read, {w} written" for b, (r, w) in value.items())
+                moved = ((b.label, t.read, t.written) for b, t in value.items())
+                value = "; ".join(f"{label} {r} read, {w} written" for label, r, w in moved)
             console.print(f"  {field.name.replace('_', ' ')}: {value}")
     table = Table()
     for name in ("array", "dtype", "shape", "changed", "first values"):
