@@ -10,6 +10,7 @@ from greta_jax.errors import SiteError
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy, unit_roundoff
 from greta_jax.replay import replay
+from greta_jax.stream import stream
 from greta_jax.taps import Taps
 from tests.third_voice import all_sites
 from tests.third_voice.random_models import CASES, SIZES, build, write
@@ -89,13 +90,14 @@ def rounding(path, ids) -> float:
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "mixtral", "phi3_longrope_short"])
-def test_decode_equals_prefill_in_other_architectures(name, tmp_path):
+def test_decode_and_stream_equal_prefill_in_other_architectures(name, tmp_path):
     case, path = CASES[name], tmp_path / "model.gguf"
     with torch.no_grad():
         write(path, case, build(case)[0])
     oracle = Oracle.open(path, Policy.fp64(), context=case.context)
     ids = np.random.default_rng(0).integers(0, SIZES["vocab_size"], 18)
     whole = oracle.prefill(ids).logits_TV[-1]
+    assert np.array_equal(stream(oracle, ids).logits_TV[-1], whole)
     last = oracle.decode(oracle.prefill(ids[:-1]).cache, int(ids[-1])).logits_TV[0]
     assert np.abs(whole - last).max() <= 2 * rounding(path, ids)
     wrong = oracle.decode(oracle.prefill(ids[:-2]).cache, int(ids[-1])).logits_TV[0]

@@ -96,7 +96,8 @@ GRANITE_KEYS = {
     "logit_scale": 8.0,
 }
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
-SHALLOW = {"num_hidden_layers": 2}
+SHALLOW, ONE = {"num_hidden_layers": 2}, {"num_hidden_layers": 1}
+NO_WINDOW = {"sliding_window": None}
 FAR = 1100
 LLAMA31 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 LLAMA31 |= {"original_max_position_embeddings": 256}
@@ -127,7 +128,8 @@ CASES = {
         {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
     ),
     "mistral_window": Case("llama", "mistral", {"sliding_window": 5}, SLIDING),
-    "mixtral": Case("llama", "mixtral", MIXTRAL | {"sliding_window": None}, EXPERT_KEYS),
+    "mixtral": Case("llama", "mixtral", MIXTRAL | NO_WINDOW, EXPERT_KEYS),
+    "mixtral_far": Case("llama", "mixtral", MIXTRAL | ONE | NO_WINDOW, EXPERT_KEYS, FAR),
     "qwen2": Case("qwen2", "qwen2", {"head_dim": 6}),
     "qwen2_yarn_far": Case(
         "qwen2",
@@ -186,7 +188,9 @@ CASES = {
         | YARN
         | {"attention.sliding_window_pattern": [t[0] == "s" for t in (OLMO3_TYPES * 2)[:7]]},
     ),
+    "olmo2_far": Case("olmo2", "olmo2", ONE | {"head_dim": 6}, length=FAR),
     "granite": Case("granite", "granite", GRANITE | {"head_dim": 6}, GRANITE_KEYS),
+    "granite_far": Case("granite", "granite", GRANITE | ONE | {"head_dim": 6}, GRANITE_KEYS, FAR),
     "gemma2": Case("gemma2", "gemma2", GEMMA | CAPS, CAPS | SLIDING),
     "gemma2_far": Case("gemma2", "gemma2", SHALLOW | GEMMA | CAPS, CAPS | SLIDING, length=FAR),
     "gemma3": Case("gemma3", "gemma3_text", GEMMA, SLIDING),
