@@ -10,10 +10,10 @@ from hip_engine import kernels
 from hip_engine.attestation import Attestation, Observer
 from hip_engine.decode import Decoder
 from hip_engine.device import Device
-from hip_engine.errors import ContextOverflow, TokenRefused
+from hip_engine.errors import ContextOverflow, RouteNotBuilt, TokenRefused
 from hip_engine.forward import Forward, KernelChoice, Row
 from hip_engine.kv_cache import KvCache, KvGeometry, KvLayout
-from hip_engine.launcher import Launcher
+from hip_engine.launcher import UNIT, Launcher
 from hip_engine.memory_plan import MemoryPlan, rope_table
 from hip_engine.options import Options
 from hip_engine.precision import declared_precision
@@ -62,6 +62,7 @@ class Engine:
         model = open_model(model_path)
         chosen = replace(chosen, max_context=_context(model, max_context))
         concrete, reason = resolve(wanted, chosen.kv_type, model.config)
+        _check_prefill(model, chosen)
         instance = kernels.Instance(model.config.H, chosen.kv_type.symbol)
         launcher = Launcher(device, kernels.build(source_patch, instance))
         engine = cls(model, launcher, concrete, reason, chosen)
@@ -278,6 +279,16 @@ def _context(model: ModelFile, wanted: int | None) -> int:
     if not 0 < positions <= longest:
         raise ContextOverflow(f"a context of {positions} tokens: the model has 1 to {longest}")
     return positions
+
+
+def _check_prefill(model: ModelFile, options: Options):
+    """Raises RouteNotBuilt for matrices that the matrix-core GEMM does not take."""
+    odd = [t for t in model.tensors.values() if t.rows > 1 and t.columns % UNIT]
+    if options.prefill_gemm == "mfma" and odd:
+        raise RouteNotBuilt(
+            f"prefill_gemm mfma takes columns in multiples of {UNIT}, {odd[0].name} has "
+            f"{odd[0].columns}: nearest is prefill_gemm valu"
+        )
 
 
 def _choose(route: Route, launcher: Launcher, model: ModelFile, options: Options):

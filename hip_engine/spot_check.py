@@ -1,4 +1,4 @@
-"""A few rows of every weight, decoded by the device, against the gguf package: always on."""
+"""What the device holds of every weight, against the gguf package: at load, always on."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,9 @@ from hip_engine.weights import ModelFile, Tensor
 
 
 def check_weights_on_device(launcher: Launcher, model: ModelFile, buffers: Mapping[str, Buffer]):
-    """The first, middle and last row of every matrix, bit for bit: a decoded weight rounds once.
+    """Bit for bit, the first, middle and last row of every matrix, decoded, and whole norms.
+
+    A decoded weight rounds once, so nothing is allowed to differ.
 
     Raises:
       WeightsDisagree: the first tensor and element that differ.
@@ -21,6 +23,8 @@ def check_weights_on_device(launcher: Launcher, model: ModelFile, buffers: Mappi
     device = launcher.device
     for tensor in model.tensors.values():
         if tensor.rows < CHECKED_ROWS:  # norms are copied, not decoded
+            held = device.read(buffers[tensor.name], np.dtype(np.float32), tensor.columns)
+            _compare(tensor, np.array([0]), held[None])
             continue
         rows = np.array([0, tensor.rows // 2, tensor.rows - 1], np.int32)
         device.write(buffers["check.rows"], rows)
@@ -38,7 +42,8 @@ def check_weights_on_device(launcher: Launcher, model: ModelFile, buffers: Mappi
 
 
 def _compare(tensor: Tensor, rows: np.ndarray, got: np.ndarray):
-    ref = quants.dequantize(tensor.data[rows], tensor.type).astype(np.float32)
+    data = tensor.data.reshape(tensor.rows, -1)[rows]
+    ref = quants.dequantize(data, tensor.type).astype(np.float32)
     differs = np.argwhere(ref != got)
     if len(differs):
         i, column = differs[0]

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import b3_20, flags
 from experiments.align import faults, records
+from hip_engine.kv_types import KV_TYPES
 
 ARGUMENTS = ("--prompt=p5_ba", "--layers=0,1,31")
 
@@ -205,6 +206,17 @@ def test_every_route_passes_and_is_what_its_name_says(route, tmp_path):
     summary = found.of("summary")[0]
     assert summary["route_observed"] == route
     assert (summary["attention_mfma"] > 0) == route.endswith("mfma")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_dtype", [k for k in KV_TYPES if k != "float16"])
+def test_every_cache_type_passes_within_floors_of_its_own(kv_dtype, tmp_path):
+    found = run(tmp_path, *ARGUMENTS, f"--kv_dtype={kv_dtype}")
+    assert found.code == 0, found.text
+    (config,) = found.of("config")
+    assert config["engine_precision"]["kv.k"]["store"] == kv_dtype
+    judged = [record for record in found.of("site_verify") if record["site"] in ("kv.k", "kv.v")]
+    assert judged and all(record["verdict"] in ("exact", "within_floor") for record in judged)
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -18,9 +18,11 @@ from hip_engine.errors import (
 )
 from hip_engine.memory_plan import rope_table
 from hip_engine.routes import BUILT
+from hip_engine.spot_check import check_weights_on_device
 from hip_engine.taps import NO_LAYER, Taps
 from hip_engine.weights import open_model
 from tests.hip_engine import reference
+from tests.tiny_gguf import Shape, write_llama
 
 MODEL = Path(__file__).parents[2] / "models" / "greta-tiny-32l" / "greta-tiny-32l-Q4_K_M.gguf"
 TOKENS = (1, 700, 3000, 42, 4095, 9, 700)
@@ -225,12 +227,17 @@ def test_taps_return_what_was_asked_for_and_nothing_else(engine):
 
 
 def test_the_route_is_attested_from_what_executed(engine, run):
+    engine.reset()
+    engine.prefill(TOKENS[:-1])
+    engine.step(TOKENS[-1])
     attestation = engine.attest()
     assert attestation.observed == str(engine.route)
     assert (attestation.attention_mfma > 0) == (engine.route.matmul == "mfma")
     assert attestation.code_object_sha256 == (engine.code_object_sha256,)
     assert attestation.accesses_seen == "none"
-    assert engine.attest("prefill").observed == f"manual/{engine.route.matmul}"
+    prefill = engine.attest("prefill")
+    assert prefill.observed == f"manual/{engine.route.matmul}"
+    assert prefill.symbols["argmax"] == 1  # all rows in one pass
     assert len(run[1].launches) < 14 * engine.config.L
 
 
@@ -385,7 +392,7 @@ def test_a_refused_call_changes_nothing(manual, device, case):
 
 
 OPENINGS = {
-    "head_size_not_built": ({}, RouteNotBuilt, "head size 10: built are 64, 80"),
+    "head_size_not_built": ({}, RouteNotBuilt, "head size 10: nearest are 64 and 80"),
     "unknown_dtype": ({"kv_dtype": "int4"}, EngineError, "'int4': use float32 or float16"),
     "context_too_long": ({"max_context": 129}, ContextOverflow, "1 to 128"),
     "no_context": ({"max_context": 0}, ContextOverflow, "1 to 128"),
@@ -399,10 +406,27 @@ def test_what_cannot_be_opened_is_refused(tiny_path, device, case):
         Engine.open(tiny_path, device, **arguments)
 
 
+def test_columns_that_matrix_cores_do_not_take_are_refused_before_a_launch(device, tmp_path):
+    path = write_llama(tmp_path / "odd.gguf", Shape(1, 72, 2, 1, 64, 96, 97))
+    Engine.open(path, device).close()
+    with pytest.raises(RouteNotBuilt, match="has 72: nearest is prefill_gemm valu"):
+        Engine.open(path, device, prefill_gemm="mfma")
+
+
 def test_a_wrong_decoder_is_caught_by_the_check_of_weights(quantised_path, device):
     swapped = ("weight_formats.h", "return LowStart(unit) + 64;", "return LowStart(unit) + 32;")
     with pytest.raises(WeightsDisagree, match="Q6_K.*row 0 column"):
         Engine.open(quantised_path, device, source_patch=[swapped])
+
+
+def test_a_norm_that_is_not_the_files_is_caught_by_the_check_of_weights(quantised_path, device):
+    engine = Engine.open(quantised_path, device)
+    model = open_model(quantised_path)
+    norm = engine._buffers["blk.1.ffn_norm.weight"]
+    device.write(norm, np.array([2.5], np.float32), offset_bytes=40)
+    with pytest.raises(WeightsDisagree, match="blk.1.ffn_norm.weight .F32. row 0 column 10"):
+        check_weights_on_device(engine._launcher, model, engine._buffers)
+    engine.close()
 
 
 def test_a_model_of_mixed_formats_and_fp32_cache_runs(quantised_path, device):

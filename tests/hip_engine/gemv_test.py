@@ -94,6 +94,20 @@ TAILS = (1, 15, 16, 17, 31, 32, 33, 48)
 
 
 @pytest.mark.parametrize("tokens", [*TAILS, 512])
+def test_vector_units_agree_with_fp64_at_every_tile_tail(bench, tokens):
+    rows, columns = 37, 256
+    raw, w = weights(T.Q4_K, rows, columns)
+    x_TD = np.random.default_rng(tokens).standard_normal((tokens, columns)).astype(np.float32)
+    with bench.scope():
+        y = bench.output(4 * rows * tokens)
+        matrix = Matrix(bench.put(raw), y.address, rows)
+        bench.launch.gemv("q4_k", bench.put(x_TD), [matrix], columns, tokens)
+        got_TF = bench.result(y, np.float32, (tokens, rows))
+    for x, got in zip(x_TD, got_TF, strict=True):
+        reference.assert_within(*_inserted(reference.gemv(w, x), got))
+
+
+@pytest.mark.parametrize("tokens", [*TAILS, 512])
 def test_matrix_cores_agree_with_fp64_at_every_tile_tail(bench, tokens):
     _compare_on_matrix_cores(bench, T.Q4_K, 70, 256, tokens)
 
