@@ -66,7 +66,7 @@ class PromptResult:
 class Alignment:
     """One run of an experiment. `facts` are what every record repeats: hashes, commit, route.
 
-    `broken_laws` are asked for only if the engine failed: who blames must be sound himself.
+    `broken_laws` are the oracle's own: who judges must be sound himself.
     """
 
     config: Config

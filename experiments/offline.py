@@ -23,7 +23,7 @@ from experiments.flags import (
 )
 from experiments.outcome import Outcome, reasons_of
 from experiments.progress import Clock
-from experiments.reference import reference_of_tokens
+from experiments.reference import broken_laws, reference_of_tokens
 from experiments.revision import commit
 from greta_jax.bounds import OpPrecision
 from greta_jax.errors import PrecisionError
@@ -118,6 +118,8 @@ def _same_prompt(config: Config, got: Stored) -> None:
 def _sides(oracle: Oracle, ref: str, got: Stored, layers: tuple[int, ...], clock: Clock) -> Sides:
     """Both sides, cut to the tokens that both hold."""
     complaints = [(EXIT_INCONCLUSIVE, text) for text in got.complaints]
+    with clock.stage("laws of the oracle"):
+        complaints += [(EXIT_ORACLE, f"oracle self-check: {law}") for law in broken_laws(oracle)]
     if not got.trace.run.token_ids_T:
         raise TraceError(f"{got.folder} holds no whole token: nothing can be judged")
     if ref == ORACLE:

@@ -9,6 +9,7 @@ from experiments.flags import UsageError, prompt_text
 from greta_jax.graph import KV_SITES
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy, unit_roundoff
+from greta_jax.selfcheck import selfcheck
 from greta_jax.taps import Taps
 
 SLOT_SITES = ("attn.scores", "attn.probs")
@@ -113,6 +114,11 @@ def rows_of(site: str, value: np.ndarray) -> compare.Rows:
     if site in SLOT_SITES:
         return [row_NS[:, : position + 1] for position, row_NS in enumerate(value)]
     return value
+
+
+def broken_laws(oracle: Oracle) -> list[str]:
+    """The self-check in its quick form; the law of the whole model is checked on each prompt."""
+    return [str(found) for found in selfcheck(oracle, quick=True) if not found.passed]
 
 
 def _weights_sum_to_one(oracle: Oracle, rows) -> list[str]:

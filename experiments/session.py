@@ -16,13 +16,12 @@ from experiments.alignment import (
 from experiments.arithmetic import OracleArithmetic
 from experiments.attribution import NextTokens, next_tokens
 from experiments.explain import explain
-from experiments.flags import EXIT_FAIL, Config, parse_layers
+from experiments.flags import Config, parse_layers
 from experiments.progress import Clock
-from experiments.reference import Reference, make_reference, tokenise
+from experiments.reference import Reference, broken_laws, make_reference, tokenise
 from experiments.revision import commit
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
-from greta_jax.selfcheck import selfcheck
 from hip_engine import kernels, routes
 from hip_engine.device import Device, open_device
 from hip_engine.errors import DeviceFault
@@ -81,10 +80,8 @@ def run(
         alignment.floor_changes.extend(saved_floors.changes(saved, alignment.floors))
         if route_matrix:
             alignment.routes.extend(_route_matrix(alignment, engine, device, fault, clock))
-        if alignment.exit_code == EXIT_FAIL:
-            with clock.stage("laws of the oracle"):
-                found = selfcheck(oracle, quick=True)
-                alignment.broken_laws.extend(str(law) for law in found if not law.passed)
+        with clock.stage("laws of the oracle"):
+            alignment.broken_laws.extend(broken_laws(oracle))
     return alignment
 
 

@@ -1,7 +1,7 @@
 """Why the oracle may be believed: laws that any right answer obeys, checked on the model at hand.
 
 Nothing here compares the oracle with itself computed the same way: a law relates two different
-questions, and `extended` evaluates the ops in numpy's 80-bit arithmetic, written out anew.
+questions, and greta_jax.multiprecision evaluates the ops in 40 digits, written out anew.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from gguf import quants
 
+from greta_jax import multiprecision
 from greta_jax.bounds import bound
 from greta_jax.gguf.dequantize import dequantize, magnitude
 from greta_jax.graph import INPUTS, evaluate
@@ -21,11 +22,13 @@ from greta_jax.weights import MODEL_TENSORS
 
 MIN_NORMAL = smallest_normal("float32")
 U64 = unit_roundoff("float64")
-DOUBLE = {"store": "float64", "accumulate": "float64"}
+DOUBLE = {"store": "float64", "accumulate": "float64", "rescales": 0}
+FAR = 1000
+"""A position, if the model's context reaches it, where an angle in fp32 would be wrong."""
 T, S = 5, 100
 """Tokens and cached tokens of the made-up inputs: more than a bucket and than 64 keys."""
 
-PROMPT, QUICK_PROMPT = 24, 6
+PROMPT = 24
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,22 @@ class Finding:
 
 
 def selfcheck(oracle: Oracle, quick: bool = False, seed: int = 0) -> list[Finding]:
-    """Every law, in fp64 whatever the oracle's policy. `quick` shortens the prompt of the one law
-    that runs the whole model. Raises PrecisionError if jax x64 is off."""
+    """Every law, in fp64 whatever the oracle's policy. `quick` leaves out the one that runs the
+    whole model, for those who check it on their own prompt. Raises PrecisionError if jax x64 is
+    off."""
     double = oracle.with_policy(Policy.fp64())
-    question = Question(double, np.random.default_rng(seed), quick)
-    return [Finding(law.__name__, float(law(question))) for law in LAWS]
+    question = Question(double, np.random.default_rng(seed))
+    laws = LAYER_LAWS if quick else (prefill_equals_prefill_then_decode, *LAYER_LAWS)
+    return [Finding(law.__name__, float(law(question))) for law in laws]
 
 
 class Question:
     """The oracle in fp64, and made-up tensors of its model's shapes."""
 
-    def __init__(self, oracle: Oracle, rng: np.random.Generator, quick: bool):
-        self.oracle, self.rng, self.quick = oracle, rng, quick
+    def __init__(self, oracle: Oracle, rng: np.random.Generator):
+        self.oracle, self.rng = oracle, rng
         c = oracle.config
+        self.cfg = c.layer(0)
         self.q_TNH = rng.standard_normal((T, c.heads, c.head_dim))
         self.k_SKH, self.v_SKH = rng.standard_normal((2, S, c.kv_heads, c.head_dim))
 
@@ -68,6 +74,16 @@ class Question:
     def floor(self, site: str = "attn.out", **changes) -> np.ndarray:
         """What fp64 rounding explains of a difference of two evaluations of attention."""
         return 2 * bound(self.oracle, site, 0, self._inputs(site, changes), DOUBLE)
+
+    def visible(self, t: int) -> slice:
+        """The slots that query t of the made-up ones sees."""
+        last = S - T + t + 1
+        return slice(0 if self.cfg.window is None else max(last - self.cfg.window, 0), last)
+
+    def rotate(self, site: str, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The rotation alone of queries or keys of layer 0."""
+        (op,) = (op for op in self.oracle.ops if op.site == site)
+        return replay(self.oracle, site, 0, {op.inputs[0]: x, "positions": positions})
 
     def _inputs(self, site: str, changes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         inputs = {"attn.q_rope": self.q_TNH, "kv.k": self.k_SKH, "kv.v": self.v_SKH}
@@ -85,7 +101,7 @@ def _ratio(ref: np.ndarray, got: np.ndarray, floor) -> float:
 
 def prefill_equals_prefill_then_decode(q: Question) -> float:
     """The law that replaces comparing different tokens: prefill(n) = prefill(n-1), decode(1)."""
-    n = min(QUICK_PROMPT if q.quick else PROMPT, q.oracle.config.context)
+    n = min(PROMPT, q.oracle.config.context)
     ids = q.rng.integers(0, q.oracle.config.vocab, n)
     whole = q.oracle.prefill(ids).logits_TV[-1]
     last = q.oracle.decode(q.oracle.prefill(ids[:-1]).cache, int(ids[-1])).logits_TV[0]
@@ -114,21 +130,18 @@ def scores_depend_on_relative_position(q: Question) -> float:
     scores = []
     for start in (0, shift):
         rotated = [
-            replay(q.oracle, site, 0, {source: x, "positions": positions + start})
-            for site, source, x, positions in (
-                ("attn.q_rope", "attn.q", q.q_TNH, np.arange(S - T, S)),
-                ("attn.k_rope", "attn.k", q.k_SKH, np.arange(S)),
-            )
+            q.rotate("attn.q_rope", q.q_TNH, start + np.arange(S - T, S)),
+            q.rotate("attn.k_rope", q.k_SKH, start + np.arange(S)),
         ]
         scores.append(q.attend("attn.scores", attn__q_rope=rotated[0], kv__k=rotated[1]))
-    size = np.abs(q.q_TNH).sum(-1).max() * np.abs(q.k_SKH).max()
+    size = np.abs(q.q_TNH).sum(-1).max() * np.abs(q.k_SKH).max() * _magnitude(q) ** 2
     return _ratio(scores[0], scores[1], 4 * (S + shift) * U64 * size)
 
 
 def order_of_cached_positions_is_nothing(q: Question) -> float:
     """Permuting slots, rotated keys and values together, does not change what sees them all."""
-    last = {"attn__q_rope": q.q_TNH[-1:]}
-    order = q.rng.permutation(S)
+    last, order = {"attn__q_rope": q.q_TNH[-1:]}, np.arange(S)
+    order[q.visible(T - 1)] = q.rng.permutation(order[q.visible(T - 1)])
     got = q.attend(**last, kv__k=q.k_SKH[order], kv__v=q.v_SKH[order])
     return _ratio(q.attend(**last), got, q.floor(**last))
 
@@ -145,7 +158,7 @@ def equal_keys_share_attention_equally(q: Question) -> float:
     k_SKH = np.repeat(q.k_SKH[:1], S, axis=0)
     got = q.attend(kv__k=k_SKH)
     c = q.oracle.config
-    means_TKH = np.stack([q.v_SKH[: S - T + t + 1].mean(axis=0) for t in range(T)])
+    means_TKH = np.stack([q.v_SKH[q.visible(t)].mean(axis=0) for t in range(T)])
     ref = np.repeat(means_TKH, c.heads // c.kv_heads, axis=1)
     return _ratio(ref, got, q.floor(kv__k=k_SKH))
 
@@ -170,60 +183,91 @@ def unseen_slots_do_not_matter(q: Question) -> float:
 
 
 def rotation_keeps_length(q: Question) -> float:
-    """RoPE is a rotation of each pair."""
-    got = replay(q.oracle, "attn.q_rope", 0, {"attn.q": q.q_TNH, "positions": np.arange(T) + 77})
-    ref = np.linalg.norm(q.q_TNH, axis=-1)
+    """RoPE is a rotation of each pair, but for YaRN's magnitude; other elements stay."""
+    got = q.rotate("attn.q_rope", q.q_TNH, np.arange(T) + 77)
+    turned = np.arange(q.cfg.head_dim) < q.oracle.config.rope_dim
+    ref = np.linalg.norm(q.q_TNH * np.where(turned, _magnitude(q), 1), axis=-1)
     return _ratio(ref, np.linalg.norm(got, axis=-1), 4 * q.q_TNH.shape[-1] * U64 * ref)
 
 
-def attention_agrees_with_extended_precision(q: Question) -> float:
-    """Scores, softmax and values in numpy's long double, head by head and key by key."""
-    c, wide = q.oracle.config, np.longdouble
-    ref = np.zeros(q.q_TNH.shape, wide)
+def _magnitude(q: Question) -> float:
+    scaling = q.oracle.config.rope_of(0).scaling
+    return 1.0 if scaling is None else scaling.magnitude
+
+
+def attention_agrees_with_multiprecision(q: Question) -> float:
+    """Scores, soft cap, softmax and values, a head of each kv group at each token."""
+    ref, got, floor, groups = [], q.attend(), q.floor(), q.cfg.heads // q.cfg.kv_heads
     for t in range(T):
-        for n in range(c.heads):
-            seen = S - T + t + 1
-            keys, values = (x[:seen, n // (c.heads // c.kv_heads)] for x in (q.k_SKH, q.v_SKH))
-            score = keys.astype(wide) @ q.q_TNH[t, n].astype(wide) / np.sqrt(wide(c.head_dim))
-            weight = np.exp(score - score.max())
-            ref[t, n] = weight @ values.astype(wide) / weight.sum()
-    return _ratio(ref.astype(np.float64), q.attend(), q.floor())
+        for kv_head in range(q.cfg.kv_heads):
+            head, seen = kv_head * groups + t % groups, q.visible(t)
+            keys, values = q.k_SKH[seen, kv_head], q.v_SKH[seen, kv_head]
+            scale, cap = q.cfg.score_scale, q.cfg.score_cap
+            row_H = multiprecision.attend(q.q_TNH[t, head], keys, values, scale, cap)
+            ref.append(_ratio(row_H, got[t, head], floor[t, head]))
+    return max(ref)
 
 
-def pointwise_ops_agree_with_extended_precision(q: Question) -> float:
-    """Norm, rotation and SwiGLU in numpy's long double."""
-    c, wide = q.oracle.config, np.longdouble
-    x_TD = q.rng.standard_normal((T, c.dim))
-    scale_D = np.asarray(q.oracle.weights.load("attn_norm_D", 0)).astype(wide)
-    mean = np.mean(np.square(x_TD.astype(wide)), axis=-1, keepdims=True)
-    gate_TF, up_TF = q.rng.standard_normal((2, T, c.ffn)) * 4
-    wide_gate = gate_TF.astype(wide)
-    pairs = [
-        ("attn.norm", {"resid.in": x_TD}, x_TD / np.sqrt(mean + wide(c.rms_eps)) * scale_D),
-        (
-            "ffn.act",
-            {"ffn.gate": gate_TF, "ffn.up": up_TF},
-            wide_gate / (1 + np.exp(-wide_gate)) * up_TF,
-        ),
+def norm_agrees_with_multiprecision(q: Question) -> float:
+    """The final norm: every model has one."""
+    x_TD = q.rng.standard_normal((T, q.oracle.config.dim))
+    scale_D = np.asarray(q.oracle.weights.load("final_norm_D"), np.float64)
+    ref = [multiprecision.rms_norm(x_D, scale_D, q.cfg.rms_eps) for x_D in x_TD]
+    return _agrees(q, "final.norm", -1, {"resid.in": x_TD}, np.stack(ref))
+
+
+def gate_agrees_with_multiprecision(q: Question) -> float:
+    """The activation, its saturated ends included."""
+    c = q.oracle.config
+    shape = (T, *((c.experts,) if c.experts else ()), c.ffn)
+    gate, up = q.rng.standard_normal((2, *shape)) * np.geomspace(0.01, 40, c.ffn)
+    pairs = zip(gate.reshape(-1, c.ffn), up.reshape(-1, c.ffn), strict=True)
+    ref = [multiprecision.gated(*pair, c.row.gate) for pair in pairs]
+    return _agrees(q, "ffn.act", 0, {"ffn.gate": gate, "ffn.up": up}, np.stack(ref).reshape(shape))
+
+
+def rotation_agrees_with_multiprecision(q: Question) -> float:
+    """Angles too, near the end of the context or of the first thousand positions.
+
+    Scaled frequencies are taken as the configuration has them: torch is their second opinion.
+    """
+    c = q.oracle.config
+    rope, interleaved = c.rope_of(0), c.row.rope == "interleaved"
+    plain = rope.scaling is None and rope.factors is None
+    frequency_R = (
+        multiprecision.frequencies(rope.base, rope.dim)
+        if plain
+        else multiprecision.exact(rope.frequencies())
+    )
+    positions_T = min(FAR, c.context - T) + np.arange(T)
+    (op,) = (op for op in q.oracle.ops if op.site == "attn.q_rope")
+    ref = [
+        [multiprecision.rotate(x_H, int(at), frequency_R, _magnitude(q), interleaved) for x_H in x]
+        for x, at in zip(q.q_TNH, positions_T, strict=True)
     ]
-    worst = 0.0
-    for site, inputs, ref in pairs:
-        got = replay(q.oracle, site, 0, inputs)
-        floor = 2 * bound(q.oracle, site, 0, inputs, DOUBLE)
-        worst = max(worst, _ratio(ref.astype(np.float64), got, floor))
-    return worst
+    inputs = {op.inputs[0]: q.q_TNH, "positions": positions_T}
+    return _agrees(q, "attn.q_rope", 0, inputs, np.array(ref), angle="float64")
 
 
-def a_projection_agrees_with_extended_precision(q: Question) -> float:
-    """Some rows of attn.q, each product and sum in long double."""
-    c, wide = q.oracle.config, np.longdouble
+def a_projection_agrees_with_multiprecision(q: Question) -> float:
+    """Some rows of attn.q."""
+    c = q.oracle.config
+    (op,) = (op for op in q.oracle.ops if op.site == "attn.q")
     x_TD = q.rng.standard_normal((T, c.dim))
-    weight_ED = np.asarray(q.oracle.weights.load("q_NHD", 0)).reshape(-1, c.dim)
+    weight_ED = np.asarray(q.oracle.weights.load("q_NHD", 0), np.float64).reshape(-1, c.dim)
     rows = q.rng.integers(0, len(weight_ED), 16)
-    ref = (x_TD.astype(wide) @ weight_ED[rows].astype(wide).T).astype(np.float64)
-    inputs = {"attn.norm": x_TD}
-    got = replay(q.oracle, "attn.q", 0, inputs).reshape(T, -1)[:, rows]
-    floor = 2 * bound(q.oracle, "attn.q", 0, inputs, DOUBLE).reshape(T, -1)[:, rows]
+    ref = np.stack([multiprecision.project(x_D, weight_ED[rows]) for x_D in x_TD])
+    if op.bias is not None:
+        ref += np.asarray(q.oracle.weights.load(op.bias, 0), np.float64).reshape(-1)[rows]
+    return _agrees(q, "attn.q", 0, {op.inputs[0]: x_TD}, ref, rows)
+
+
+def _agrees(q: Question, site: str, layer: int, inputs: dict, ref, rows=None, **declared) -> float:
+    """Largest difference of a replay, or of some of its rows, over the floor."""
+    got = replay(q.oracle, site, layer, inputs)
+    floor = 2 * bound(q.oracle, site, layer, inputs, DOUBLE | declared)
+    if rows is not None:
+        got, floor = (x.reshape(T, -1)[:, rows] for x in (got, floor))
     return _ratio(ref, got, floor)
 
 
@@ -243,8 +287,7 @@ def weights_are_decoded_as_gguf_does(q: Question) -> float:
     return worst
 
 
-LAWS: tuple[Callable[[Question], float], ...] = (
-    prefill_equals_prefill_then_decode,
+LAYER_LAWS: tuple[Callable[[Question], float], ...] = (
     grouped_heads_equal_replicated_heads,
     scores_depend_on_relative_position,
     order_of_cached_positions_is_nothing,
@@ -253,8 +296,11 @@ LAWS: tuple[Callable[[Question], float], ...] = (
     attention_is_linear_in_values,
     unseen_slots_do_not_matter,
     rotation_keeps_length,
-    attention_agrees_with_extended_precision,
-    pointwise_ops_agree_with_extended_precision,
-    a_projection_agrees_with_extended_precision,
+    attention_agrees_with_multiprecision,
+    norm_agrees_with_multiprecision,
+    gate_agrees_with_multiprecision,
+    rotation_agrees_with_multiprecision,
+    a_projection_agrees_with_multiprecision,
     weights_are_decoded_as_gguf_does,
 )
+"""The laws of one layer, made-up tensors in; prefill_equals_prefill_then_decode is the model's."""
