@@ -130,3 +130,13 @@ def test_the_command_prints_a_table_and_passes(tiny_path, capsys, monkeypatch):
     )
     text = capsys.readouterr().out
     assert done == 0 and "attn.out" in text and "bfloat16" in text
+
+
+@pytest.mark.parametrize("order", [None, "sequential"])
+def test_a_nan_in_one_row_leaves_the_bounds_of_the_others(tiny_path, order):
+    oracle = Oracle.open(tiny_path, Policy.fp64())
+    inputs = draw(oracle, "attn.proj", KINDS[0], np.random.default_rng(0), 4, "float32")
+    inputs["attn.out"][2, 1, 3] = np.nan
+    declared = replace(CASE.declared(with_weights=True), order=order)
+    limit_TD = bound(oracle, "attn.proj", 0, inputs, declared)
+    assert np.isfinite(limit_TD[[0, 1, 3]]).all()
