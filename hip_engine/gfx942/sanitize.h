@@ -79,6 +79,34 @@ static inline u64* touch_of(const Wave* w, u64 address) {
   return (u64*)(w->memory->touched + (address - w->memory->base) * sizeof(u64));
 }
 
+static u64* record_of(const Wave* w, u64 address) {
+  if (is_device(w, address)) return touch_of(w, address);
+  if (is_lds(w, address)) return w->observer->lds_touched + (address - (u64)w->lds);
+  return 0;
+}
+
+// A wave that walks through memory without gaps is one access; lanes that repeat the address of the
+// lane before them are none.
+static i32 touch_lanes(Wave* w, u32 site, const u64* a, u64 size, TouchRule rule) {
+  const u64 exec = exec_of(w);
+  u64 apart = ~exec;
+  for (int i = 0; i < LANES; i++) apart |= a[i] ^ (a[0] + i * size);
+  u64* first = record_of(w, a[0]);
+  if (!apart && first && record_of(w, a[LANES - 1]) == first + (LANES - 1) * size) {
+    if (!touch(w, site, 0, first, LANES * size, a[0], rule)) return 0;
+    w->fault_lane = (w->fault_address - a[0]) / size;
+    w->fault_address = reported(w, w->fault_address);
+    return 1;
+  }
+  u64 last = 0;
+  FOR_ACTIVE(i, exec) {
+    u64* record = a[i] == last ? 0 : record_of(w, a[i]);
+    last = a[i];
+    if (record && touch(w, site, i, record, size, reported(w, a[i]), rule)) return 1;
+  }
+  return 0;
+}
+
 // Alignment and races of an access whose lanes passed the bounds check. The chip runs plain
 // accesses at any address (SH_MEM_CONFIG, unaligned mode), so `memory` asks only atomics for the
 // alignment of their size; `align` asks plain ones for that of a dword, or of their size if less.
@@ -95,16 +123,7 @@ static i32 sanitize_lanes(Wave* w, u32 site, const u64* a, u64 size, int how) {
         return fault(w, site, i, reported(w, a[i]), atomic ? MISALIGNED : UNALIGNED);
   }
   if (!(o->checks & CHECK_RACE)) return 0;
-  const TouchRule rule = rule_of(w, how);
-  FOR_ACTIVE(i, exec) {
-    if (is_device(w, a[i])) {
-      if (touch(w, site, i, touch_of(w, a[i]), size, a[i], rule)) return 1;
-    } else if (is_lds(w, a[i])) {
-      const u64 at = a[i] - (u64)w->lds;
-      if (touch(w, site, i, o->lds_touched + at, size, at, rule)) return 1;
-    }
-  }
-  return 0;
+  return touch_lanes(w, site, a, size, rule_of(w, how));
 }
 
 // The marks of bytes that were written, one a byte; null where that is not followed: scratch (and
