@@ -135,8 +135,24 @@ class Launcher:
         grid = (workgroups, K * math.ceil(N // K / tile), T)
         self._launch(symbol, grid, THREADS, args.copy()[()])
         partials = (int(args[name]) for name in ("max_TNC", "sum_TNC", "out_TNCH", "position_T"))
-        counts = (N, H, int(args["max_chunks"]), window)
-        self._launch("attn_merge_chunks", (N, T), THREADS, *partials, output, *counts)
+        self.merge(*partials, output, N, H, int(args["max_chunks"]), window, T)
+
+    def merge(
+        self,
+        max_TNC: int,
+        sum_TNC: int,
+        out_TNCH: int,
+        positions: int,
+        output: int,
+        N,
+        H,
+        C,
+        window,
+        T,
+    ):
+        """The chunks' partials of every row and head to `output`; C: chunks there is room for."""
+        partials = max_TNC, sum_TNC, out_TNCH, positions
+        self._launch("attn_merge_chunks", (N, T), THREADS, *partials, output, N, H, C, window)
 
     def swiglu(self, gate: int, up: int, output: int, count: int):
         self._elementwise("swiglu", gate, up, output, count)

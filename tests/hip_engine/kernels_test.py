@@ -4,6 +4,7 @@ import pytest
 from hip_engine import kernels
 from hip_engine.arguments import KV_VIEW, record
 from hip_engine.kv_types import KV_TYPES
+from hip_engine.launcher import ATTENTION_CHUNK
 from tests.hip_engine import reference
 from tests.hip_engine.bench import Bench
 
@@ -40,6 +41,36 @@ def test_rope_turns_interleaved_pairs_by_the_position_of_each_token(bench, N, K,
             ref, bound = reference.rope(x, table[positions, :, 0], table[positions, :, 1])
             reference.assert_within(ref, got, bound)
             np.testing.assert_array_equal(got[0], x[0])
+
+
+@pytest.mark.parametrize("H", [64, 80, 256])
+@pytest.mark.parametrize("chunks", [1, 7, 65, 512, 1025])
+def test_the_merge_of_any_number_of_chunks_agrees_with_fp64(bench, chunks, H):
+    N, spare = 3, 2
+    max_NC, sum_NC, out_NCH = (
+        random(N, chunks + spare, *more, seed=i) for i, more in enumerate([(), (), (H,)])
+    )
+    sum_NC = np.abs(sum_NC) + 1
+    for partial in (max_NC, sum_NC, out_NCH):
+        partial[:, chunks:] = np.nan  # of no live chunk
+    max_NC[1, 0] = -np.inf if chunks > 1 else 0  # an empty partial
+    position = np.array([chunks * ATTENTION_CHUNK - 1], np.int32)
+    with bench.scope():
+        y = bench.output(4 * N * H)
+        partials = [bench.put(a) for a in (max_NC, sum_NC, out_NCH, position)]
+        bench.launch.merge(*partials, y.address, N, H, chunks + spare, 0, 1)
+        got = bench.result(y, np.float32, (N, H))
+    m, s, o = (a[:, :chunks].astype(np.float64) for a in (max_NC, sum_NC, out_NCH))
+    distance_NC = m - m.max(1, keepdims=True)
+    factor_NC = np.exp(distance_NC)
+    sums_N1 = (factor_NC * s).sum(1, keepdims=True)
+    ref = np.einsum("NC,NCH->NH", factor_NC, o) / sums_N1
+    spread = np.einsum("NC,NCH->NH", factor_NC, np.abs(o)) / sums_N1
+    # An exponential of a rounded difference, twice; sums of that many terms, twice; a division.
+    furthest = np.abs(distance_NC[np.isfinite(distance_NC)]).max()
+    exponential = 2 * reference.EXP_ULPS * reference.U + np.expm1(reference.U * furthest)
+    bound = 2 * (exponential + reference.gamma(chunks + 8)) * spread
+    reference.assert_within(ref, got, bound)
 
 
 @pytest.mark.parametrize("name", KV_TYPES)
