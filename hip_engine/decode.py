@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from hip_engine.attestation import Observer
 from hip_engine.device import Buffer, Graph
 from hip_engine.forward import Forward, KernelChoice, Row
 from hip_engine.launcher import ATTENTION_CHUNK, Launcher, chunk_workgroups
@@ -65,7 +66,9 @@ class Decoder:
         S = max(row.position for row in rows) + 1
         self._launcher.replay(self._graph(len(rows), S))
 
-    def free_run(self, row: Row, count: int, until: Collection[int]) -> Generation:
+    def free_run(
+        self, row: Row, count: int, until: Collection[int], observer: Observer
+    ) -> Generation:
         """Passes that feed themselves, from `row` on: `count`, or up to a token of `until`.
 
         A pass is launched before the token of the one before is known to the host; the pass after
@@ -79,6 +82,7 @@ class Decoder:
             graph = self._graph(1, row.position + number + 1)
             self._launcher.replay(graph)
             readback.start(number, row.position + number)
+            observer.add(self._launcher.take_records())
             if number:
                 tokens.append(readback.token(number - 1))
                 if tokens[-1] in until:

@@ -109,7 +109,7 @@ class Engine:
         self.reset()
 
     def reset(self):
-        """Closes every sequence and opens an empty sequence 0."""
+        """Forgets every sequence, without poisoning its pages, and opens an empty sequence 0."""
         self._cache.clear()
         self._cache.pool.open()
         geometry = self._cache.geometry()
@@ -228,9 +228,8 @@ class Engine:
         self._reserve({sequence: count})
         self._launcher.take_records()
         row = Row(sequence, token_id, self._cache.pool.length(sequence))
-        generated = self._decoder.free_run(row, count, until)
+        generated = self._decoder.free_run(row, count, until, self._observed["decode"])
         self._cache.pool.advance(sequence, len(generated.tokens))
-        self._observed["decode"].add(self._launcher.take_records())
         return generated
 
     def _check(self, token_ids, taps: Taps | None) -> Taps:
