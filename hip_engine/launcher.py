@@ -134,25 +134,15 @@ class Launcher:
         args["workgroups"] = workgroups
         grid = (workgroups, K * math.ceil(N // K / tile), T)
         self._launch(symbol, grid, THREADS, args.copy()[()])
-        partials = (int(args[name]) for name in ("max_TNC", "sum_TNC", "out_TNCH", "position_T"))
-        self.merge(*partials, output, N, H, int(args["max_chunks"]), window, T)
+        partials = tuple(int(args[name]) for name in ("max_TNC", "sum_TNC", "out_TNCH"))
+        counts = N, H, int(args["max_chunks"])
+        self.merge(partials, int(args["position_T"]), output, counts, window, T)
 
-    def merge(
-        self,
-        max_TNC: int,
-        sum_TNC: int,
-        out_TNCH: int,
-        positions: int,
-        output: int,
-        N,
-        H,
-        C,
-        window,
-        T,
-    ):
-        """The chunks' partials of every row and head to `output`; C: chunks there is room for."""
-        partials = max_TNC, sum_TNC, out_TNCH, positions
-        self._launch("attn_merge_chunks", (N, T), THREADS, *partials, output, N, H, C, window)
+    def merge(self, partials: tuple[int, int, int], positions: int, output: int, NHC, window, T):
+        """`partials`: of chunks, max_TNC, sum_TNC and out_TNCH; C: chunks there is room for."""
+        N, H, C = NHC
+        args = (*partials, positions, output, N, H, C, window)
+        self._launch("attn_merge_chunks", (N, T), THREADS, *args)
 
     def swiglu(self, gate: int, up: int, output: int, count: int):
         self._elementwise("swiglu", gate, up, output, count)

@@ -57,8 +57,9 @@ def test_the_merge_of_any_number_of_chunks_agrees_with_fp64(bench, chunks, H):
     position = np.array([chunks * ATTENTION_CHUNK - 1], np.int32)
     with bench.scope():
         y = bench.output(4 * N * H)
-        partials = [bench.put(a) for a in (max_NC, sum_NC, out_NCH, position)]
-        bench.launch.merge(*partials, y.address, N, H, chunks + spare, 0, 1)
+        partials = tuple(bench.put(partial) for partial in (max_NC, sum_NC, out_NCH))
+        counts = N, H, chunks + spare
+        bench.launch.merge(partials, bench.put(position), y.address, counts, window=0, T=1)
         got = bench.result(y, np.float32, (N, H))
     m, s, o = (a[:, :chunks].astype(np.float64) for a in (max_NC, sum_NC, out_NCH))
     distance_NC = m - m.max(1, keepdims=True)
