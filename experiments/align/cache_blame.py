@@ -19,7 +19,7 @@ WRITTEN, OVERWRITTEN, READ = "written wrong", "overwritten later", "read wrong"
 CACHES = {"kv.k": "k", "kv.v": "v"}
 SOURCES = ("attn.k_rope", "attn.v", "attn.k")
 """What a step may have written: the tensors of T K H that its kernels hold."""
-FLOATS = ("float16", "float32")
+FLOATS = ("float16", "bfloat16", "float32")
 """Formats in which a stored vector can be told by its bits."""
 
 

@@ -60,6 +60,14 @@ def test_the_bits_of_norms_rotations_sums_and_the_cache_are_those_predicted(clea
     assert "the engine's are the same" in clean_run.text
 
 
+@pytest.mark.slow
+def test_other_bits_within_the_floor_are_counted_and_do_not_fail(tmp_path):
+    decoy = "--inject_fault=norm_divides_by_the_root"
+    found = run(tmp_path, "--prompt=p0_short", "--layers=0", decoy)
+    assert found.code == flags.EXIT_PASS
+    assert "are others (attn.norm, ffn.norm, final.norm)" in found.text
+
+
 def test_the_margin_of_the_next_token_is_accounted_for(clean_run):
     [attribution] = clean_run.of("summary")[0]["next_tokens"]["attributions"]
     left = attribution["change"] - attribution["sum_of_contributions"]
