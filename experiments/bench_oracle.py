@@ -33,6 +33,7 @@ for define, *arguments in (
     (absl_flags.DEFINE_list, "tokens", ["205"], "Lengths of the prompt."),
     (absl_flags.DEFINE_list, "precision", ["fp64", "fp32"], "Of these."),
     (absl_flags.DEFINE_list, "parts", None, "Out of peers, pass, torch, judge."),
+    (absl_flags.DEFINE_multi_enum, "peers", list(plan.PEERS), plan.PEERS, "Models of that part."),
     (absl_flags.DEFINE_string, "json", None, "File for every number."),
 ):
     define(*arguments, flag_values=VALUES)
@@ -49,7 +50,8 @@ def main(argv: list[str]) -> int:
         write(large, SHAPES[VALUES.shape], report=None)
     tokens, parts = tuple(map(int, VALUES.tokens)), tuple(VALUES.parts or PARTS[VALUES.device])
     chosen = (VALUES.device, VALUES.model, str(large), VALUES.shape, tokens)
-    found = plan.results(plan.Plan(*chosen, tuple(VALUES.precision), parts), tables.progress)
+    asked = plan.Plan(*chosen, tuple(VALUES.precision), parts, tuple(VALUES.peers))
+    found = plan.results(asked, tables.progress)
     if VALUES.json:
         Path(VALUES.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(tables.text(found))

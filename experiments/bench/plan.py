@@ -7,6 +7,9 @@ from pathlib import Path
 
 from experiments.bench.process import WorkerFailed, ask
 
+PEERS = ("shipped", "large")
+"""Models that are measured beside transformers."""
+
 JUDGED_LAYERS = (0, 1, 2, 31)
 JUDGED_TOKENS = 48
 TAPPED_LAYERS = {"llama-3-8b": (0, 1, 2, 31), "1b": (0, 1, 2, 15), "small": (0, 1, 2)}
@@ -23,6 +26,7 @@ class Plan:
     tokens: tuple[int, ...]
     precisions: tuple[str, ...]
     parts: tuple[str, ...]
+    peers: tuple[str, ...] = PEERS
 
 
 def results(plan: Plan, report: Callable[[str, dict], None]) -> dict[str, dict]:
@@ -52,7 +56,8 @@ def _questions(plan: Plan, scratch: Path) -> Iterator[tuple[str, str, dict]]:
 
 def _peers(plan: Plan) -> Iterator[tuple[str, str, dict]]:
     """Item by item on the CPU: the oracle cold and warm, transformers twice, for both models."""
-    for label, model in (("shipped", plan.model), (plan.shape, plan.large)):
+    models = {"shipped": ("shipped", plan.model), "large": (plan.shape, plan.large)}
+    for label, model in (models[name] for name in plan.peers):
         for precision in plan.precisions:
             common = {"model": model, "precision": precision, "tokens": list(plan.tokens[:1])}
             ours = common | {"device": "cpu", "resident": [False], "rates": False}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
 
 from greta_jax.bounds import OpPrecision, bound
@@ -31,17 +32,10 @@ class Case:
             Policy.uniform(self.dtype), name=f"{self.dtype} {self.order}", order=self.order
         )
 
-    def declared(self, with_weights: bool, **changes) -> OpPrecision:
+    def declared(self, with_weights: bool) -> OpPrecision:
         """The same, as an engine declares it; a bf16 product rounds the weight first."""
-        rounds = with_weights and self.dtype != "float32"
-        plain = {
-            "store": self.dtype,
-            "accumulate": self.dtype,
-            "order": self.order,
-            "operand": self.dtype if rounds else None,
-            "rescales": 0,
-        }
-        return OpPrecision(**plain | changes)
+        operand = self.dtype if with_weights and self.dtype != "float32" else None
+        return OpPrecision(self.dtype, self.dtype, self.order, operand=operand, rescales=0)
 
 
 def sites_of(oracle: Oracle) -> tuple[str, ...]:
@@ -58,13 +52,10 @@ def draw(oracle: Oracle, site: str, kind: str, rng, tokens: int, dtype: str) -> 
     values = {name: _draw(oracle, name, kind, rng, tokens) for name in names if name != "rotation"}
     if rotated:
         values["positions"] = np.sort(rng.integers(0, oracle.config.context, tokens))
-    exact = {"float32": np.float32}.get(dtype)
-    if exact is None:
-        import ml_dtypes
-
-        exact = getattr(ml_dtypes, dtype)
     return {
-        name: value.astype(exact).astype(np.float64) if value.dtype == np.float64 else value
+        name: value.astype(jnp.dtype(dtype)).astype(value.dtype)
+        if value.dtype == np.float64
+        else value
         for name, value in values.items()
     }
 
