@@ -53,6 +53,8 @@ def score(config: Config, fault: Fault, references: dict) -> Score:
         alignment = session.run(injected, Clock(quiet=True), False, references if sound else {})
     except (EngineError, OracleError, AlignError) as refusal:
         code, seen = EXIT_USAGE, f"refused: {refusal}"
+    except Exception as crash:  # A fault may break anything, and a crash is no detection.
+        code, seen = None, f"crashed: {type(crash).__name__}: {crash}"
     else:
         code, (found, named, seen) = alignment.exit_code, _findings(alignment, fault)
     # A refusal with other words, of a patch that does not compile say, is no detection.

@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import hip_engine.engine as engines
 from experiments import inject, kv_watch, saved_floors, under_test
-from experiments.align import cache_blame, compare, divergence, faults, records, sites, trace
+from experiments.align import (
+    cache_blame,
+    compare,
+    divergence,
+    faults,
+    records,
+    sites,
+    trace,
+    verdict,
+)
 from experiments.align.report import RouteResult
 from experiments.alignment import (
     Alignment,
@@ -153,8 +162,11 @@ def _align(
     return PromptResult(reference, got, verdicts, assertion, explained, moved, kept, blamed)
 
 
-def _next_tokens(ops, reference: Reference, got, layers, verdicts) -> NextTokens:
-    found = (j for of_site in verdicts for j in of_site.judgements)
+def _next_tokens(ops, reference: Reference, got, layers, verdicts) -> NextTokens | None:
+    """None for a trace with holes: the run is inconclusive already."""
+    found = [j for of_site in verdicts for j in of_site.judgements]
+    if any(judgement.status is verdict.Status.MISSING for judgement in found):
+        return None
     failed = divergence.first_divergence(found)
     failed_at = failed.first.key.position if failed else None
     return next_tokens(ops, reference.trace, got.trace, layers, failed_at)

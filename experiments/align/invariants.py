@@ -7,7 +7,7 @@ After one decode step at position p, for every layer and kv head:
   layer's base.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -119,8 +119,10 @@ def _touched(slots: list[Slots], read, written, layer: int) -> np.ndarray:
 
 
 def _outside(slots: Slots, access: Access) -> str:
-    """Bytes of the buffer that belong to no slot and were written."""
-    covered = int(_by_slot(access.written, slots).sum())
+    """Bytes of the buffer that belong to no slot and were written; a slot counts once, even if the
+    layout gives it to two layers."""
+    once = replace(slots, offsets_LKS=np.unique(slots.offsets_LKS))
+    covered = int(_by_slot(access.written, once).sum())
     stray = int(access.written.sum()) - covered
     return f"{slots.kind}: {stray} bytes written outside every slot" if stray else ""
 

@@ -84,5 +84,7 @@ def counterfactuals(
     """
     question = Question(oracle, site, layer, inputs, others or {}, evaluate, got, batched)
     asked = HYPOTHESES.get(site, {}) if table is None else table
-    answers = {name: ask(question) for name, ask in asked.items()}
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        # An engine's tensors may hold what they like; NaN is then what a mistake says of them.
+        answers = {name: ask(question) for name, ask in asked.items()}
     return {name: answer for name, answer in answers.items() if answer is not None}

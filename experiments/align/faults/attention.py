@@ -261,8 +261,8 @@ ATTENTION = (
         patches=patch(
             "attention_valu.h",
             "const float score = SoftCap(score_GS[g][LaneId()] * scale, softcap);",
-            "const float large = static_cast<half_t>(score_GS[g][LaneId()] * 0x1p14f);\n"
-            "      const float score = SoftCap(large * 0x1p-14f * scale, softcap);",
+            "const float large = static_cast<half_t>(score_GS[g][LaneId()] * 0x1p18f);\n"
+            "      const float score = SoftCap(large * 0x1p-18f * scale, softcap);",
         ),
         found_at=(0, "attn.out"),
         unnamed="infinite scores leave NaN, which any mistake could have left",

@@ -13,8 +13,8 @@ ORACLE = (
             "greta_jax.ops",
             "return weight_TNS / jnp.sum(weight_TNS, axis=-1, keepdims=True)",
             """newer_TNS = jnp.flip(jnp.cumsum(jnp.flip(jnp.isfinite(score_TNS), -1), -1), -1)
-    kept_TNS = jnp.where(newer_TNS <= 64, weight_TNS, 0)
-    return kept_TNS / jnp.sum(weight_TNS, axis=-1, keepdims=True)""",
+        kept_TNS = jnp.where(newer_TNS <= 64, weight_TNS, 0)
+        return kept_TNS / jnp.sum(weight_TNS, axis=-1, keepdims=True)""",
         ),
         says="attention weights of layer 0",
         code=NOT_SOUND,
