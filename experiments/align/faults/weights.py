@@ -152,6 +152,7 @@ WEIGHTS = (
             "return FORMATS[self.type]",
             'return FORMATS[self.type] if self.type.name == "Q4_K" else "f32"',
         ),
-        says="gather_rows_f32",
+        says="the device decodes",
+        code=REFUSED,
     ),
 )
