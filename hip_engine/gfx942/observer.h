@@ -25,7 +25,7 @@ typedef struct {
 _Static_assert(sizeof(Effect) == OFFSET_EFFECT_BYTES, "effects.RECORD");
 
 // Who touched a byte in the current interval between barriers, as one word: the interval (32
-// bits), the wave that wrote it + 1 (8 bits; ATOMIC_WRITER: only atomics), a bit for each reader (16).
+// bits), the wave that wrote it + 1 (8 bits; ATOMIC_WRITER: only atomics), a bit for each reader.
 enum { ATOMIC_WRITER = 255 };
 
 typedef struct Observer {

@@ -180,8 +180,10 @@ static void note_load(Wave* w, const u64* a, u64 size, i32 dst, int dwords, int 
     for (int j = 0; j < dwords; j++)
       if (!marks || all_defined(marks + j * each, each)) good[j] |= bit(i);
   }
-  for (int j = 0; j < dwords; j++)
-    o->defined[dst + j] = (o->defined[dst + j] & ~exec) | (keeps ? o->defined[dst + j] & good[j] : good[j]);
+  for (int j = 0; j < dwords; j++) {
+    const u64 before = o->defined[dst + j];
+    o->defined[dst + j] = (before & ~exec) | (keeps ? before & good[j] : good[j]);
+  }
 }
 
 // A typed load makes registers of whole elements.
