@@ -171,12 +171,15 @@ def _by_addresses(step: LayerInvariants, got: Trace) -> Iterator[CacheFault]:
         read_KS, written_KS = (
             (step.touched_KS & TOUCHED[f"{cache} {way}"]) > 0 for way in ("read", "written")
         )
-        findings = (
+        findings = [
             (WRITTEN, ~written_KS & this_S, "what was there before"),
             (OVERWRITTEN, written_KS & ~this_S, ""),
-            (READ, ~read_KS & live_S, "not read"),
-            (READ, read_KS & ~live_S, "read though no token had filled it"),
-        )
+        ]
+        if step.read_slots is not None:  # else nobody could see what was read
+            findings += [
+                (READ, ~read_KS & live_S, "not read"),
+                (READ, read_KS & ~live_S, "read though no token had filled it"),
+            ]
         for kind, wrong_KS, holds in findings:
             for head, slot in np.argwhere(wrong_KS)[:1]:
                 yield CacheFault(

@@ -79,3 +79,15 @@ def test_slots_may_lie_anywhere():
         read[start : start + SLOT_BYTES] = True
     layers, stray = check_step(slots, [Access(written, read)] * 2, POSITION)
     assert all(layer.ok for layer in layers) and not stray
+
+
+def test_where_reads_cannot_be_seen_nothing_is_said_of_them():
+    written = np.zeros(256, bool)
+    written[32:48] = True
+    slots = [Slots(kind, 0, 256, 16, np.arange(8).reshape(1, 1, 8) * 16) for kind in "kv"]
+    (layer,), stray = check_step(slots, [Access(written, None)] * 2, 2)
+    assert layer.ok and not stray
+    assert layer.read_slots is None and layer.written_slots == 2
+    written[48] = True
+    (layer,), _ = check_step(slots, [Access(written, None)] * 2, 2)
+    assert any("k written outside this token's slot" in error for error in layer.errors)

@@ -16,7 +16,7 @@ from tests.hip_engine.hip.conftest import ROOT
 OF_THE_DEVICE = {
     *("device", "config", "kv_base_ptr_k", "kv_base_ptr_v"),
     *("k_read_offset_bytes", "v_read_offset_bytes", "k_write_offset_bytes", "v_write_offset_bytes"),
-    *("kv_evidence", "attention_mfma", "attention_contains", "accesses_seen", "ops"),
+    *("kv_evidence", "attention_mfma", "attention_contains", "accesses_seen", "ops", "coverage"),
 }
 OF_ACCESSES = {"kv_LKS", "kv_position"}
 
