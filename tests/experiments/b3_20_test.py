@@ -227,6 +227,23 @@ def test_every_cache_type_passes_within_floors_of_its_own(kv_dtype, tmp_path):
     assert judged and all(record["verdict"] in ("exact", "within_floor") for record in judged)
 
 
+# All 32 layers over many tokens; all prompts, routes and cache types: suites/endurance.yaml.
+ENDURANCE = (
+    ("fused/valu", "float32"),
+    ("manual/mfma", "bfloat16"),
+    ("fused/valu", "float8_e4m3fnuz"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("route", "kv_dtype"), ENDURANCE)
+def test_every_site_of_every_layer_stays_within_its_floor(route, kv_dtype, tmp_path):
+    chosen = ("--prompt=p0_short", "--layers=all", "--max_tokens=12")
+    found = run(tmp_path, *chosen, f"--route={route}", f"--kv_dtype={kv_dtype}")
+    assert found.code == 0, found.text
+    assert {record["layer"] for record in found.of("site_verify")} == set(range(-1, 32))
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_layer_zeros_kv_base_is_found_on_every_route(route, tmp_path):
     arguments = ("--prompt=p0_short", "--layers=0,1", "--inject_fault=kv_base_of_layer_0")
