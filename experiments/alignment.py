@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import chex
 import numpy as np
@@ -77,6 +78,7 @@ class Alignment:
     results: dict[str, PromptResult] = field(default_factory=dict)
     routes: list[RouteResult] = field(default_factory=list)
     device_faults: list[str] = field(default_factory=list)
+    bundles: dict[str, Path] = field(default_factory=dict)
     floor_changes: list[Change] = field(default_factory=list)
     broken_laws: list[str] = field(default_factory=list)
 

@@ -34,7 +34,7 @@ def main(config: flags.Config) -> int:
     from experiments.progress import Clock
 
     clock = Clock(quiet=config.quiet)
-    return results.publish("b3_20", session.run(config, clock), clock)
+    return results.publish("b3_20", session.run(config, clock, bundles="b3_20"), clock)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Captured:
 
 
 class CapturingDevice(ObservedDevice):
-    """Notes what each launch writes, or keeps some launches and the memory before and after them."""
+    """Notes what each launch writes, or keeps some launches and the memory around them."""
 
     def __init__(self, device: Device):
         super().__init__(device)
@@ -52,6 +52,7 @@ class CapturingDevice(ObservedDevice):
         self.keep: range = range(0)
         self._count, self._kept = 0, []
         self.before: dict[str, np.ndarray] = {}
+        self.after: dict[str, str] = {}
 
     def begin(self, keep: range = range(0)) -> None:
         self.written, self.keep, self._count = None if keep else [], keep, 0
@@ -70,6 +71,7 @@ class CapturingDevice(ObservedDevice):
             self.written.append((kernel.symbol, frozenset(touched)))
         if self._count in self.keep:
             self._kept.append(record)
+            self.after = {label: _digest(self._bytes(label)) for label in self.before}
         self._count += 1
         return record
 
@@ -78,8 +80,7 @@ class CapturingDevice(ObservedDevice):
             Launch(r.symbol, r.grid, r.block, r.kernarg.hex(), tuple(self._pointers(r.kernarg)))
             for r in self._kept
         )
-        after = {label: _digest(self._bytes(label)) for label in self.before}
-        return Captured(launches, self.before, after)
+        return Captured(launches, self.before, self.after)
 
     def _bytes(self, label: str) -> np.ndarray:
         return self.device.read(self.buffers[label], BYTE, self.buffers[label].nbytes)

@@ -18,7 +18,10 @@ from greta_jax.model import Oracle
 from greta_jax.precision import Policy
 from hip_engine.gfx942.device import EmulatedDevice
 
-NEEDED = ("layer", "site", "position", "judgement", "model", "code_object_sha256", "launches")
+NEEDED = (
+    *("layer", "site", "position", "judgement", "model", "code_object_sha256", "launches"),
+    *("facts", "config", "prefill_precision", "batched_tokens"),
+)
 
 
 def run(config: Config, bundle: str, clock: Clock) -> Outcome:
@@ -28,7 +31,7 @@ def run(config: Config, bundle: str, clock: Clock) -> Outcome:
         config = replace(config, model=manifest["model"])
     outcome = Outcome("replay_op", config, {"bundle": bundle})
     place = f"{sites.name(manifest['layer'], manifest['site'])}, position {manifest['position']}"
-    precision = manifest.get("config", {}).get("precision", "fp64")
+    precision = manifest["config"]["precision"]
     with clock.stage("oracle"):
         oracle = Oracle.open(config.model, Policy.uniform(DTYPES[precision]))
         judged = repro.judge(folder, manifest, oracle)
@@ -82,7 +85,8 @@ def _relaunch(outcome: Outcome, folder: Path, manifest: dict) -> None:
     if hashlib.sha256(code_object).hexdigest() != manifest["code_object_sha256"]:
         raise TraceError(f"{folder / 'code_object.co'} is corrupt: its sha256 is another")
     differ, memory = launch_capture.replay(EmulatedDevice(), code_object, folder)
-    symbols = [one["symbol"] for one in json.loads((folder / "launches.json").read_text())["launches"]]
+    launches = json.loads((folder / "launches.json").read_text())["launches"]
+    symbols = [launch["symbol"] for launch in launches]
     same = f"{len(memory)} buffers, every byte as in the run"
     told = f"other bytes in {', '.join(differ)}" if differ else same
     outcome.lines.append(f"kernel: {' + '.join(symbols)} launched again: {told}")

@@ -1,10 +1,10 @@
 """A folder from which one failed op can be replayed alone: inputs, code object, launches, manifest.
 
-    manifest.json          model, prompt, commit, versions, configuration, the op and its verdict
-    got/, ref/             the tensors that the op read and wrote, all tokens, as stored traces
-    code_object.co         what ran, fault and all
-    launches.json          the launches that made the op's output, arguments and all
-    memory.npz             every buffer they point into, as it was before
+manifest.json          model, prompt, commit, versions, configuration, the op and its verdict
+got/, ref/             the tensors that the op read and wrote, all tokens, as stored traces
+code_object.co         what ran, fault and all
+launches.json          the launches that made the op's output, arguments and all
+memory.npz             every buffer they point into, as it was before
 """
 
 import hashlib
@@ -16,7 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import inject, launch_capture
-from experiments.align import attn_verify, compare, divergence, records, sites, stored_trace
+from experiments.align import (
+    attn_verify,
+    compare,
+    divergence,
+    name_map,
+    records,
+    sites,
+    stored_trace,
+)
 from experiments.align.errors import AlignError, TraceError
 from experiments.align.trace import Trace
 from experiments.alignment import PromptResult
@@ -53,13 +61,7 @@ class Noted(Mapping):
 
 
 def write(
-    folder: Path,
-    result: PromptResult,
-    ops: OracleArithmetic,
-    facts: Mapping,
-    config,
-    open_engine,
-    fault,
+    folder: Path, result: PromptResult, oracle: Oracle, engine, facts, config, open_engine, fault
 ) -> Path | None:
     """The bundle of a prompt's first divergence; None if no op is to blame.
 
@@ -69,10 +71,14 @@ def write(
     first = divergence.first_divergence(result.judgements)
     if first is None:
         return None
-    key = first.first.key
+    key, batched = first.first.key, 0
+    if config.prefill != "steps":
+        batched = result.reference.prompt_tokens
+    precisions = engine.precision, engine.prefill_precision
+    ops = OracleArithmetic(oracle, oracle.config.dimensions, *precisions, batched)
     for name, side in (("got", result.run.trace), ("ref", result.reference.trace)):
         kept = _read_by(ops, side, key.layer, key.site)
-        precision = facts["engine_precision"] if name == "got" else _of_policy(ops.policy)
+        precision = engine.precision if name == "got" else _of_policy(oracle.policy)
         stored_trace.write(folder / name, kept, precision, engine=name)
     instance = kernels.Instance(ops.dims["H"], KV_TYPES[config.kv_dtype].symbol)
     code_object = kernels.build(inject.kernel_patches(fault), instance)
@@ -91,7 +97,9 @@ def write(
         "versions": versions(),
         "config": config.as_record(),
         "facts": facts,
-        "launches": _capture(folder, result, key, config, open_engine),
+        "batched_tokens": batched,
+        "prefill_precision": engine.prefill_precision,
+        "launches": _capture(folder, result, key, batched, config, open_engine),
     }
     text = json.dumps(records.plain_values(manifest), indent=1)
     records.write_whole(folder / "manifest.json", f"{text}\n")
@@ -121,8 +129,10 @@ def _of_policy(policy: Policy) -> dict[str, dict]:
     return dict.fromkeys(sites.SITES, entry)
 
 
-def _capture(folder: Path, result: PromptResult, key, config, open_engine) -> str:
-    """"captured", or why not."""
+def _capture(folder: Path, result: PromptResult, key, batched: int, config, open_engine) -> str:
+    """ "captured", or why not."""
+    if key.position < batched:
+        return "not captured: the token was prefilled in a batch, and only steps are repeated"
     if config.device != "emulated":
         return f"{config.device} does not say what its kernels touch"
     device = CapturingDevice(EmulatedDevice())
@@ -138,8 +148,6 @@ def _capture(folder: Path, result: PromptResult, key, config, open_engine) -> st
 
 def judge(folder: Path, manifest: Mapping, oracle: Oracle) -> compare.SiteVerdict:
     """The verdict on the op again, from the bundle's tensors alone. Raises TraceError."""
-    from experiments.align import name_map
-
     names, dims = name_map.load("sites"), oracle.config.dimensions
     sides = {
         name: stored_trace.read(folder / name, names, dims, oracle.model_sha256)
@@ -147,8 +155,9 @@ def judge(folder: Path, manifest: Mapping, oracle: Oracle) -> compare.SiteVerdic
     }
     if lost := [text for side in sides.values() for text in side.complaints]:
         raise TraceError(f"{folder} is not whole: {lost[0]}")
-    ops = OracleArithmetic(oracle, dims, dict(sides["got"].precision))
-    stores = {site: declared["store"] for site, declared in ops.engine_precision.items()}
+    precisions = dict(sides["got"].precision), manifest["prefill_precision"]
+    ops = OracleArithmetic(oracle, dims, *precisions, manifest["batched_tokens"])
+    stores = {site: declared["store"] for site, declared in precisions[0].items()}
     declared = compare.Declared(dims=dims, stores=stores)
     pair = sides["ref"].trace, sides["got"].trace
     place = manifest["layer"], manifest["site"]

@@ -84,6 +84,8 @@ def verdict_lines(name: str, alignment: Alignment, written: list[Path]) -> list[
     """The last lines: what, where, what was clean, what was not looked at, and how to repeat it."""
     lines = _findings(alignment)
     lines.append(f"written: {', '.join(map(str, written))}")
+    for prompt, folder in alignment.bundles.items():
+        lines.append(f"{prompt}: that op alone: python -m experiments.replay_op --bundle={folder}")
     lines.append(f"again: {command(name, alignment)}")
     code = alignment.exit_code
     scope = f"{len(alignment.layers)} of {alignment.dims['L']} layers judged"

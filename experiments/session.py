@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import hip_engine.engine as engines
-from experiments import inject, kv_watch, saved_floors, under_test
+from experiments import inject, kv_watch, repro, saved_floors, under_test
 from experiments.align import (
     cache_blame,
     compare,
@@ -43,10 +45,12 @@ def run(
     clock: Clock,
     route_matrix: bool = True,
     references: dict[str, Reference] | None = None,
+    bundles: str = "",
 ) -> Alignment:
     """Everything from files to verdicts. Bad input raises before anything slow starts.
 
     `references`: those of earlier runs of the same configuration, by prompt; new ones are added.
+    `bundles`: the experiment under whose name a failed op is left to be replayed; none if empty.
     """
     references = {} if references is None else references
     records.writable_dir(config.out_path)
@@ -86,6 +90,14 @@ def run(
                 alignment.device_faults.append(f"{prompt}: {error}")
                 continue
             alignment.results[prompt] = result
+            if bundles:
+                folder = config.out_path / f"{bundles}_{Path(prompt).stem}_repro"
+                again = partial(open_engine, config, route=engine.route, fault=fault)
+                with clock.stage("failed op", prompt):
+                    facts = alignment.facts
+                    sides = oracle, engine, facts, config, again, fault
+                    if written := repro.write(folder, result, *sides):
+                        alignment.bundles[prompt] = written
         alignment.floor_changes.extend(saved_floors.changes(saved, alignment.floors))
         if route_matrix:
             alignment.routes.extend(_route_matrix(alignment, engine, device, fault, clock))
