@@ -58,7 +58,7 @@ def opened(config: Config, clock: Clock) -> Iterator[Opened]:
     fault = faults.find(config.inject_fault) if config.inject_fault else None
     if fault:
         config = replace(config, **fault.run)
-    routes.resolve(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
+    routes.check(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
     chosen = sites.resolve(config.points)
     with clock.stage("oracle load"):
         oracle = Oracle.open(config.model, Policy.uniform(DTYPES[config.precision]))

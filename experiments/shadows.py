@@ -76,7 +76,7 @@ def _routes(config: Config) -> Sequence[str]:
     chosen = (config.route,) if given else ("manual/mfma", "fused/mfma")
     for route in chosen:
         parsed = routes.Route.parse(route)
-        routes.resolve(parsed, KV_TYPES[config.kv_dtype])
+        routes.check(parsed, KV_TYPES[config.kv_dtype])
         if parsed.matmul != "mfma":
             raise UsageError(f"--route={route}: b3_21 is about mfma; use manual/mfma or fused/mfma")
     return chosen

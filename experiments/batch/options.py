@@ -100,7 +100,7 @@ def _experiment(name: str) -> str:
 
 
 def _combination(route: str, kv_dtype: str) -> str:
-    return _why(routes.resolve, routes.Route.parse(route), KV_TYPES[kv_dtype])
+    return _why(routes.check, routes.Route.parse(route), KV_TYPES[kv_dtype])
 
 
 CHECKS = Checks(

@@ -64,7 +64,7 @@ def test_a_route_that_does_not_load_is_a_failure_that_says_so(inject, tmp_path):
 
 @pytest.mark.parametrize(
     "argument, words",
-    [("--route=manual/valu", "b3_21 is about mfma"), ("--kv_dtype=float32", "use manual/valu, or")],
+    [("--route=manual/valu", "b3_21 is about mfma"), ("--kv_dtype=float32", "float32")],
 )
 def test_what_has_no_matrix_cores_is_refused(argument, words, tmp_path, capsys):
     code = flags.run(b3_21.main, b3_21.__doc__, ["b3_21", f"--out_dir={tmp_path}", argument])
