@@ -37,7 +37,7 @@ ORACLE = (
             "score_TNS = score_TKGS.reshape(T, N, -1) * score_TKGS.dtype.type(cfg.score_scale)",
             "score_TNS = score_TKGS.reshape(T, N, -1) * score_TKGS.dtype.type(1 / H)",
         ),
-        says="attention_agrees_with_extended_precision",
+        says="the oracle breaks a law",
         code=NOT_SOUND,
     ),
     Fault(
@@ -48,7 +48,7 @@ ORACLE = (
             "    q_TKGH = q_TNH.reshape(T, cfg.kv_heads, N // cfg.kv_heads, H)\n",
             "    q_TKGH = q_TNH.reshape(T, N // cfg.kv_heads, cfg.kv_heads, H).swapaxes(1, 2)\n",
         ),
-        says="attention_agrees_with_extended_precision",
+        says="the oracle breaks a law",
         code=NOT_SOUND,
     ),
     Fault(
@@ -58,7 +58,7 @@ ORACLE = (
             "jnp.sqrt(mean_T1 + x_TD.dtype.type(cfg.rms_eps)) * scale",
             "jnp.sqrt(mean_T1) * scale",
         ),
-        says="pointwise_ops_agree_with_extended_precision",
+        says="the oracle breaks a law",
         code=NOT_SOUND,
     ),
     Fault(
