@@ -119,7 +119,7 @@ class Law:
         return self._kept(name, parts, rows, self.decoded)
 
     def _note(self) -> None:
-        self.prefill_symbols |= {record.symbol for record in self.engine.prefill_log}
+        self.prefill_symbols |= set(self.engine.attest("prefill").symbols)
 
     def _kept(self, kind: str, parts, left: Sequence, right: Sequence) -> Kept:
         pairs = [(a.logits_V, b.logits_V) for a, b in zip(left, right, strict=True)]
