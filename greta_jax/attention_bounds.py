@@ -27,16 +27,16 @@ def rope(case: Case) -> np.ndarray:
 
 
 def _turned(case: Case, size_TNR: np.ndarray) -> np.ndarray:
-    """What an error of the angle turns a pair by: no more than |angle error| (|x| + |x'|).
+    """What an error of the angle turns a pair by: |angle error| (|x| + |x'|) at most, scaled.
 
     Frequency i is made with at most i + 1 powers or products of relative error 2 exp_ulp + 1 units
     each, and its product with the position rounds once.
     """
     u, pairs_R = unit_roundoff(case.precision.angle), np.arange(size_TNR.shape[-1])
     relative_R = np.expm1(((pairs_R + 1) * (2 * case.precision.exp_ulp + 1) + 1) * np.log1p(u))
-    frequency_R = case.oracle.config.frequencies(case.layer)
-    angle_TR = np.abs(case.tensor("positions"))[:, None] * frequency_R * relative_R
-    return angle_TR[:, None] * size_TNR
+    rotation = case.oracle.config.rope_of(case.layer)
+    angle_TR = np.abs(case.tensor("positions"))[:, None] * rotation.frequencies() * relative_R
+    return rotation.magnitude * angle_TR[:, None] * size_TNR
 
 
 def scores(case: Case) -> np.ndarray:

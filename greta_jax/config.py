@@ -110,10 +110,6 @@ class LlamaConfig:
         """Cosine and sine [T, R] in fp64, R = rope_dim/2."""
         return self.rope_of(layer).tables(positions_T)
 
-    def frequencies(self, layer: int = 0) -> np.ndarray:
-        """Radians a position by which each of the R pairs of a head turns."""
-        return self.rope_of(layer).frequencies()
-
     def rope_of(self, layer: int) -> Rope:
         """The rotation of one layer."""
         local = self.windowed(layer)

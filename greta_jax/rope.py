@@ -76,8 +76,12 @@ class Rope:
     def tables(self, positions_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cosine and sine [T, dim/2] in fp64."""
         angle_TR = np.asarray(positions_T, np.float64)[:, None] * self.frequencies()[None, :]
-        magnitude = 1.0 if self.scaling is None else self.scaling.magnitude
-        return np.cos(angle_TR) * magnitude, np.sin(angle_TR) * magnitude
+        return np.cos(angle_TR) * self.magnitude, np.sin(angle_TR) * self.magnitude
+
+    @property
+    def magnitude(self) -> float:
+        """What cosine and sine are multiplied by."""
+        return 1.0 if self.scaling is None else self.scaling.magnitude
 
 
 def scaling_of(keys, context: int) -> RopeScaling | None:

@@ -1,5 +1,8 @@
 """Bounds: never exceeded by an honest evaluation, and not so wide that they say nothing."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from greta_jax.model import Oracle
 from greta_jax.op_bounds import OP_BOUNDS
 from greta_jax.precision import Policy
 from greta_jax.replay import INPUTS, replay
+from greta_jax.rope import RopeScaling
 from greta_jax.taps import SITES
 
 T, S = 6, 23
@@ -171,6 +175,19 @@ def test_angles_in_fp32_are_covered_when_declared_and_seen_when_not(oracle, made
     assert np.any(error > bound(oracle, "attn.q_rope", 0, inputs, SINGLE))
     declared = bound(oracle, "attn.q_rope", 0, inputs, SINGLE | {"angle": "float32"})
     assert np.all(error <= declared)
+
+
+def test_an_error_of_the_angle_grows_with_the_magnitude_of_the_rotation(oracle):
+    inputs = cases(oracle, "attn.q_rope", np.random.default_rng(8), 1.0)
+    scaled = copy.copy(oracle)
+    scaled.config = dataclasses.replace(oracle.config, rope_scaling=RopeScaling(attn_factor=8.0))
+
+    def of_the_angle(model):
+        with_it = bound(model, "attn.q_rope", 0, inputs, SINGLE | {"angle": "float32"})
+        return with_it - bound(model, "attn.q_rope", 0, inputs, SINGLE)
+
+    plain, grown = of_the_angle(oracle), of_the_angle(scaled)
+    assert np.any(plain > 0) and np.all((grown >= 7 * plain) & (grown <= 9 * plain))
 
 
 def test_too_long_a_sum_has_an_infinite_bound_and_no_wrong_one(oracle):
