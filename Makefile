@@ -12,6 +12,8 @@ TEST := $(VENV)/.ready-test
 ALL := $(VENV)/.ready-all
 ARGS ?=
 PYTEST_ARGS ?=
+# Two processes; the tests of a file share its fixtures, so they stay together.
+TWO := -n 2 --dist loadfile
 
 help:
 	@echo "make b3_20     align the JAX oracle with gfx942 machine code, token by token (ARGS='--prompt=p4_sys')"
@@ -24,10 +26,10 @@ b3_20: $(RUN)
 	@$(PY) -m experiments.b3_20 $(ARGS)
 
 test: lint
-	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(PY) -m pytest $(TWO) -m "not slow" $(PYTEST_ARGS)
 
 test-all: lint $(ALL)
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest $(TWO) $(PYTEST_ARGS)
 
 lint: $(TEST)
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
