@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from experiments import inject, session
+import hip_engine.engine as engines
+from experiments import inject
 from experiments.align import faults, records, sites
 from experiments.flags import Config, parse_layers
 from experiments.progress import Clock
@@ -14,7 +15,6 @@ from greta_jax.model import Oracle
 from greta_jax.precision import Policy
 from hip_engine import kernels, routes
 from hip_engine.device import Device, open_device
-from hip_engine.engine import Engine
 from hip_engine.gfx942 import jit
 from hip_engine.kv_types import KV_TYPES
 
@@ -32,15 +32,19 @@ class Opened:
     layers: tuple[int, ...]
     sites: tuple[str, ...]
 
-    def engine(self, route=None, device: Device | None = None, **options) -> Engine:
-        chosen = route or self.config.route
-        device = device or self.device
-        return session.open_engine(self.config, device, chosen, self.fault, **options)
+    def engine(self, route=None, device: Device | None = None, **options) -> engines.Engine:
+        """The engine as the flags ask for it, with a fault's kernels and options."""
+        config, fault = self.config, self.fault
+        gemm = "valu" if config.prefill == "steps" else config.prefill
+        options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm, **options}
+        options |= fault.options if fault else {}
+        options |= {"route": route or config.route, "source_patch": inject.kernel_patches(fault)}
+        return engines.Engine.open(config.model, device or self.device, **options)
 
     def reference(self, prompt: str) -> Reference:
         return make_reference(self.oracle, prompt, self.config.max_tokens, self.layers)
 
-    def facts(self, engine: Engine) -> dict:
+    def facts(self, engine: engines.Engine) -> dict:
         return {
             "model_sha256": self.oracle.model_sha256,
             "commit": commit(),

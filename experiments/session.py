@@ -1,18 +1,14 @@
 """Runs an alignment: the oracle's side, the engine's side, the judge, and the route matrix."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import hip_engine.engine as engines
-from experiments import inject, kv_watch, repro, saved_floors, under_test
+from experiments import kv_watch, repro, saved_floors, under_test
 from experiments.align import (
     cache_blame,
     compare,
     divergence,
-    faults,
-    records,
     sites,
     trace,
     verdict,
@@ -27,17 +23,12 @@ from experiments.alignment import (
 from experiments.arithmetic import OracleArithmetic
 from experiments.attribution import NextTokens, next_tokens
 from experiments.explain import explain
-from experiments.flags import Config, parse_layers
+from experiments.flags import Config
+from experiments.opening import Opened, opened
 from experiments.progress import Clock
-from experiments.reference import Reference, broken_laws, make_reference, tokenise
-from experiments.revision import commit
-from greta_jax.model import Oracle
-from greta_jax.precision import Policy
-from hip_engine import kernels, routes
-from hip_engine.device import Device, open_device
+from experiments.reference import Reference, broken_laws
+from hip_engine import routes
 from hip_engine.errors import DeviceFault
-from hip_engine.gfx942 import jit
-from hip_engine.kv_types import KV_TYPES
 
 
 def run(
@@ -53,93 +44,62 @@ def run(
     `bundles`: the experiment under whose name a failed op is left to be replayed; none if empty.
     """
     references = {} if references is None else references
-    records.writable_dir(config.out_path)
-    fault = faults.find(config.inject_fault) if config.inject_fault else None
-    if fault:
-        config = replace(config, **fault.run)
-    routes.check(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
-    chosen_sites = sites.resolve(config.points)
     saved = saved_floors.load(config)
-    with clock.stage("oracle load"):
-        oracle = Oracle.open(config.model, Policy.uniform(_dtype(config.precision)))
-        layers = parse_layers(config.layers, oracle.config.layers)
-        for prompt in config.prompt:
-            tokenise(oracle, prompt, config.max_tokens)
-    device = open_device(config.device)
-    parts = ((kernels, "build", "kernel build"), (jit, "compile_kernel", "translation"))
-    with inject.host_patch(fault), clock.watching(parts):
+    with opened(config, clock) as both:
         with clock.stage("engine load"):
-            engine = open_engine(config, device, config.route, fault)
+            engine = both.engine()
         alignment = Alignment(
-            config,
-            _facts(config, oracle, engine) | {"kv_evidence": kv_watch.evidence(device)},
-            layers,
-            oracle.config.dimensions,
+            both.config,
+            _facts(both, engine),
+            both.layers,
+            both.oracle.config.dimensions,
             engine.kv_geometry(),
         )
-        saved_floors.require_comparable(saved, config, alignment.facts)
-        for prompt in config.prompt:
+        saved_floors.require_comparable(saved, both.config, alignment.facts)
+        for prompt in both.config.prompt:
             if prompt not in references:
                 with clock.stage("oracle pass", prompt):
-                    references[prompt] = make_reference(oracle, prompt, config.max_tokens, layers)
+                    references[prompt] = both.reference(prompt)
             try:
-                result = _align(
-                    *(oracle, engine, device, references[prompt], alignment, chosen_sites, clock)
-                )
+                result = _align(both, engine, references[prompt], alignment, clock)
             except DeviceFault as error:
                 alignment.device_faults.append(f"{prompt}: {error}")
                 continue
             alignment.results[prompt] = result
             if bundles:
-                folder = config.out_path / f"{bundles}_{Path(prompt).stem}_repro"
-                again = partial(open_engine, config, route=engine.route, fault=fault)
+                folder = both.config.out_path / f"{bundles}_{Path(prompt).stem}_repro"
+                again = partial(both.engine, engine.route)
                 with clock.stage("failed op", prompt):
-                    facts = alignment.facts
-                    sides = oracle, engine, facts, config, again, fault
+                    sides = both.oracle, engine, alignment.facts, both.config, again, both.fault
                     if written := repro.write(folder, result, *sides):
                         alignment.bundles[prompt] = written
         alignment.floor_changes.extend(saved_floors.changes(saved, alignment.floors))
         if route_matrix:
-            alignment.routes.extend(_route_matrix(alignment, engine, device, fault, clock))
+            alignment.routes.extend(_route_matrix(both, alignment, engine, clock))
         with clock.stage("laws of the oracle"):
-            alignment.broken_laws.extend(broken_laws(oracle))
+            alignment.broken_laws.extend(broken_laws(both.oracle))
     return alignment
 
 
-def _dtype(precision: str) -> str:
-    return {"fp64": "float64", "fp32": "float32"}[precision]
-
-
-def _facts(config: Config, oracle: Oracle, engine) -> dict:
-    return {
-        "model_sha256": oracle.model_sha256,
-        "commit": commit(),
-        "code_object_sha256": engine.code_object_sha256,
-        "device": config.device,
-        "oracle_policy": oracle.policy.as_record(),
+def _facts(both: Opened, engine) -> dict:
+    return both.facts(engine) | {
+        "oracle_policy": both.oracle.policy.as_record(),
         "engine_precision": engine.precision,
-        "route_requested": config.route,
-        "route_resolved": str(engine.route),
+        "route_requested": both.config.route,
         "route_reason": engine.route_reason,
-        "injected_fault": config.inject_fault,
+        "kv_evidence": kv_watch.evidence(both.device),
     }
 
 
 def _align(
-    oracle: Oracle,
-    engine,
-    device: Device,
-    reference: Reference,
-    alignment: Alignment,
-    chosen_sites: tuple[str, ...],
-    clock: Clock,
+    both: Opened, engine, reference: Reference, alignment: Alignment, clock: Clock
 ) -> PromptResult:
-    config, prompt = alignment.config, reference.prompt
+    config, prompt, oracle = both.config, reference.prompt, both.oracle
     watch = config.kv_invariants
     batched = 0 if config.prefill == "steps" else reference.prompt_tokens
     with clock.counted("engine steps", prompt) as progress:
         got = under_test.run_forced(
-            engine, device, reference, alignment.layers, watch, batched, progress
+            engine, both.device, reference, both.layers, watch, batched, progress
         )
     if not config.decode_ref:
         return PromptResult(reference, got, [], "")
@@ -153,9 +113,9 @@ def _align(
     )
     with clock.counted("replays and bounds", prompt) as progress:
         judged = compare.judge_all(
-            reference.trace, got.trace, arithmetic, declared, alignment.layers, chosen_sites
+            reference.trace, got.trace, arithmetic, declared, alignment.layers, both.sites
         )
-        verdicts, total = [], len(sites.places(alignment.layers, chosen_sites))
+        verdicts, total = [], len(sites.places(alignment.layers, both.sites))
         for found in judged:
             verdicts.append(found)
             progress(len(verdicts), total)
@@ -167,7 +127,7 @@ def _align(
     kept = {}
     if config.save_floors or config.check_floors:
         with clock.stage("floors of the reference", prompt):
-            chosen = alignment.layers, chosen_sites
+            chosen = alignment.layers, both.sites
             kept = saved_floors.of_reference(ops, reference.trace, *chosen)
     steps = [watched.layers for watched in got.watched]
     blamed = cache_blame.find(verdicts, got.trace, declared.stores, steps)
@@ -194,18 +154,18 @@ def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict
 
 
 def _route_matrix(
-    alignment: Alignment, engine, device: Device, fault: faults.Fault | None, clock: Clock
+    both: Opened, alignment: Alignment, engine, clock: Clock
 ) -> Iterator[RouteResult]:
     """All nine combinations; a route that several names stand for is run once."""
-    config, results = alignment.config, alignment.results
+    results = alignment.results
     ran = {engine.route: {prompt: _as_route_run(r) for prompt, r in results.items()}}
-    for name, chosen, why in under_test.all_routes(engine, config.kv_dtype):
+    for name, chosen, why in under_test.all_routes(engine, both.config.kv_dtype):
         if chosen is None:
             yield RouteResult(name, status="not possible", note=why)
             continue
         if chosen not in ran:
             with clock.stage("other routes", str(chosen)):
-                ran[chosen] = _run_route(alignment, device, chosen, fault)
+                ran[chosen] = _run_route(both, alignment, chosen)
         for prompt, result in results.items():
             yield _route_result(name, chosen, why, ran[chosen][prompt], result.reference)
 
@@ -217,10 +177,9 @@ def _as_route_run(result: PromptResult) -> under_test.RouteRun:
 
 
 def _run_route(
-    alignment: Alignment, device: Device, route: routes.Route, fault: faults.Fault | None
+    both: Opened, alignment: Alignment, route: routes.Route
 ) -> dict[str, under_test.RouteRun | DeviceFault]:
-    config, ran = alignment.config, {}
-    engine = open_engine(config, device, route, fault)
+    ran, engine = {}, both.engine(route)
     for prompt, result in alignment.results.items():
         try:
             ran[prompt] = under_test.run_route(engine, result.reference)
@@ -228,15 +187,6 @@ def _run_route(
             ran[prompt] = fault
     engine.close()
     return ran
-
-
-def open_engine(config: Config, device: Device, route, fault: faults.Fault | None, **options):
-    """The engine as the flags ask for it, with a fault's kernels and options."""
-    gemm = "valu" if config.prefill == "steps" else config.prefill
-    options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm, **options}
-    options |= fault.options if fault else {}
-    patches = inject.kernel_patches(fault)
-    return engines.Engine.open(config.model, device, route=route, source_patch=patches, **options)
 
 
 def _route_result(name, chosen, why, ran, reference: Reference) -> RouteResult:
