@@ -9,6 +9,7 @@ The large model is made in --folder by greta_jax.gguf.synthetic, once.
 Examples:
   python -m experiments.bench_oracle --shape=1b
   python -m experiments.bench_oracle --device=gpu --shape=llama-3-8b --tokens=205,2048
+  python -m experiments.bench_oracle --device=gpu --devices=2 --parts=pass,judge
 
 Exit codes: 0 every measurement was made; 1 one was not; 2 bad flags.
 """
@@ -32,6 +33,7 @@ for define, *arguments in (
     (absl_flags.DEFINE_string, "model", str(flags.DEFAULT_MODEL), "The small one, a GGUF file."),
     (absl_flags.DEFINE_list, "tokens", ["205"], "Lengths of the prompt."),
     (absl_flags.DEFINE_list, "precision", ["fp64", "fp32"], "Of these."),
+    (absl_flags.DEFINE_integer, "devices", 1, "Split heads and ffn over so many GPUs."),
     (absl_flags.DEFINE_list, "parts", None, "Out of peers, pass, torch, judge."),
     (absl_flags.DEFINE_multi_enum, "peers", list(plan.PEERS), plan.PEERS, "Models of that part."),
     (absl_flags.DEFINE_string, "json", None, "File for every number."),
@@ -50,7 +52,8 @@ def main(argv: list[str]) -> int:
         write(large, SHAPES[VALUES.shape], report=None)
     tokens, parts = tuple(map(int, VALUES.tokens)), tuple(VALUES.parts or PARTS[VALUES.device])
     chosen = (VALUES.device, VALUES.model, str(large), VALUES.shape, tokens)
-    asked = plan.Plan(*chosen, tuple(VALUES.precision), parts, tuple(VALUES.peers))
+    how = (tuple(VALUES.precision), parts, VALUES.devices, tuple(VALUES.peers))
+    asked = plan.Plan(*chosen, *how)
     found = plan.results(asked, tables.progress)
     if VALUES.json:
         Path(VALUES.json).write_text(json.dumps(found, indent=1), encoding="utf-8")

@@ -6,13 +6,15 @@ The device under test is treated as any engine: it declares the dtype it stores 
 import hashlib
 
 from experiments import flags
-from experiments.bench.ours import DTYPE, device_name, token_ids
+from experiments.bench.ours import DTYPE, chosen_devices, device_name, token_ids
 
 SKIPPED = ("embed",)
 
 
 def measure(question: dict) -> dict:
-    """Keys: model, precision, tokens, layers, trace (an .npz), device; judge: read, not write."""
+    """Keys: model, precision, tokens, layers, trace (an .npz), device, devices; judge: read, not
+    write.
+    """
     flags.configure_jax(question["device"])
     return (_judge if question.get("judge") else _write)(question)
 
@@ -24,7 +26,8 @@ def _trace(question: dict, precision: str) -> tuple:
     from greta_jax.precision import Policy
     from greta_jax.taps import Taps
 
-    model = Oracle.open(question["model"], Policy.uniform(DTYPE[precision]), resident=True)
+    policy, devices = Policy.uniform(DTYPE[precision]), chosen_devices(question)
+    model = Oracle.open(question["model"], policy, resident=True, devices=devices)
     ids = token_ids(model, question["tokens"])
     layers = needed_layers(tuple(question["layers"]), model.config.layers)
     return model, ids, model.prefill(ids, Taps(sites.SITES, layers))
@@ -88,7 +91,7 @@ def _summary(judged) -> dict:
     import numpy as np
 
     statuses: dict[str, int] = {}
-    worst, where, failed = 0.0, "", []
+    worst, where, unclean = 0.0, "", []
     for found in judged:
         statuses[found.status.value] = statuses.get(found.status.value, 0) + 1
         ratio = max((float(np.max(r, initial=0.0)) for r in found.ratios), default=0.0)
@@ -96,5 +99,5 @@ def _summary(judged) -> dict:
         if ratio > worst:
             worst, where = ratio, place
         if found.status.value not in ("exact", "within_floor", "vacuous"):
-            failed.append(f"{place}: {found.status.value} {found.worst.reason}")
-    return {"statuses": statuses, "worst": worst, "where": where, "failed": failed[:6]}
+            unclean.append(f"{place}: {found.status.value} {found.worst.reason}")
+    return {"statuses": statuses, "worst": worst, "where": where, "unclean": unclean[:6]}

@@ -18,7 +18,8 @@ DTYPE = {"fp64": "float64", "fp32": "float32"}
 
 
 def measure(question: dict) -> dict:
-    """Keys: model, precision, tokens (list), device, resident (list of bools), decode, tapped.
+    """Keys: model, precision, tokens (list), device, devices, resident (list of bools), decode,
+    tapped.
 
     `tapped`: layers whose every site a further streamed pass returns, as a study would ask.
     """
@@ -26,7 +27,8 @@ def measure(question: dict) -> dict:
     import_s, _ = timed(lambda: flags.configure_jax(device))
     answer = {"import_s": import_s, "passes": []}
     if question.get("rates", True):
-        answer |= {"rate_flops": matrix_rate(dtype, RATE_SIZE[device])}
+        one = matrix_rate(dtype, RATE_SIZE[device])
+        answer |= {"rate_flops": one * question.get("devices", 1)}
     for resident in question["resident"]:
         for tokens in question["tokens"]:
             answer["passes"].append(_passes(question, dtype, tokens, resident))
@@ -45,8 +47,19 @@ def oracle(question: dict, dtype: str, resident: bool):
 
     if resident not in _OPEN:
         _OPEN.clear()
-        _OPEN[resident] = Oracle.open(question["model"], Policy.uniform(dtype), resident=resident)
+        policy, devices = Policy.uniform(dtype), chosen_devices(question)
+        _OPEN[resident] = Oracle.open(question["model"], policy, resident, devices=devices)
     return _OPEN[resident]
+
+
+def chosen_devices(question: dict):
+    """The devices to split the model over; None for one. Raises ValueError if there are fewer."""
+    import jax
+
+    wanted, there = question.get("devices", 1), jax.devices()
+    if wanted > len(there):
+        raise ValueError(f"{wanted} devices were asked for and JAX sees {len(there)}")
+    return None if wanted == 1 else there[:wanted]
 
 
 def token_ids(model, tokens: int):

@@ -26,6 +26,7 @@ class Plan:
     tokens: tuple[int, ...]
     precisions: tuple[str, ...]
     parts: tuple[str, ...]
+    devices: int = 1
     peers: tuple[str, ...] = PEERS
 
 
@@ -80,6 +81,7 @@ def _passes(plan: Plan) -> Iterator[tuple[str, str, dict]]:
             "precision": precision,
             "tokens": list(plan.tokens),
             "device": plan.device,
+            "devices": plan.devices,
             "resident": [False, True] if gpu else [False],
             "decode": gpu,
             "again": 2 if gpu else 1,
@@ -110,7 +112,7 @@ def _across(plan: Plan, scratch: Path) -> Iterator[tuple[str, str, dict]]:
             "layers": list(JUDGED_LAYERS),
             "trace": str(scratch / f"{precision}.npz"),
         }
-        on_device = question | {"device": plan.device}
+        on_device = question | {"device": plan.device, "devices": plan.devices}
         yield f"trace {precision} {plan.device} 1", "across", on_device
         yield f"trace {precision} {plan.device} 2", "across", on_device
         yield (

@@ -15,7 +15,7 @@ def _gist(answer: dict) -> str:
     text = ", ".join(
         f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
     )
-    extra = {k: answer[k] for k in ("decode", "statuses", "failed") if k in answer}
+    extra = {k: answer[k] for k in ("decode", "statuses", "unclean") if k in answer}
     return f"{text} {extra or ''}"
 
 
@@ -114,7 +114,7 @@ def _judged(found: dict[str, dict]) -> str:
             f"{answer['worst']:.3g} x its floor at {answer['where']}; two processes bit-equal: "
             f"{equal}; decoded weights bit-equal to the CPU's: {weights}"
         )
-        lines += answer["failed"]
+        lines += answer["unclean"]
     return "\n".join(lines)
 
 

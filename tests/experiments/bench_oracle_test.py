@@ -50,6 +50,22 @@ def test_a_failed_measurement_is_reported_and_not_fatal(tmp_path, monkeypatch, c
     assert tables.text(found) == ""
 
 
+def test_a_judge_that_found_nothing_is_a_measurement(monkeypatch):
+    """Its list of what was above the floor is empty, which is no failed measurement."""
+    judged = {"statuses": {"exact": 3}, "worst": 0.5, "where": "0 attn.q", "unclean": []}
+    same = {"digest": "d", "weights": "w"}
+    answers = iter([same, same, judged | {"weights": "w"}])
+    monkeypatch.setattr(plan, "ask", lambda *_: next(answers))
+    asked = plan.Plan("gpu", "m", "l", "small", (5,), ("fp64",), ("judge",), devices=2)
+    text = tables.text(plan.results(asked, tables.progress))
+    assert "worst error 0.5 x its floor at 0 attn.q" in text
+
+
+def test_more_devices_than_there_are_is_an_error(small):
+    with pytest.raises(ValueError, match="JAX sees"):
+        ours.oracle({"model": small, "devices": 64}, "float64", False)
+
+
 def test_ratios_are_theirs_over_ours():
     ours_answer = {
         "total_s": 2.0,
