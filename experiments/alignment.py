@@ -186,24 +186,35 @@ def _undecided_code(judgement: verdict.Judgement) -> int:
 def assert_within_floors(
     verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict[str, int]
 ) -> None:
-    """The assertions that decide: shape, finiteness, and |local| <= floor, element by element.
+    """The assertions that decide: shape, finiteness, and |local| <= floor for every element.
 
-    Ratios to the floor are compared, so that the only tolerance is one floor.
+    Ratios to the floor are compared, so that the only tolerance is one floor. All tokens of a site
+    at once; where that fails, one by one, to say which token it is.
     """
     for found in verdicts:
-        place = found.layer, found.site
-        if not found.ratios:
-            continue
-        for position, ratio in enumerate(found.ratios):
-            row = got.rows(*place)[position]
-            try:
-                chex.assert_shape(row, sites.row_shape(found.site, dims, position))
-                chex.assert_tree_all_finite(row)
-                nothing, one_floor = np.zeros_like(ratio), 1.0
-                chex.assert_trees_all_close(ratio, nothing, rtol=0.0, atol=one_floor)
-            except AssertionError as error:
-                where = f"{sites.name(*place)}, position {position}"
-                raise AssertionError(f"{where}: {_first_words(error)}") from error
+        tokens = range(len(found.ratios))
+        try:
+            _assert_tokens(found, got, dims, tokens)
+        except AssertionError:
+            for position in tokens:
+                try:
+                    _assert_tokens(found, got, dims, range(position, position + 1))
+                except AssertionError as error:
+                    where = f"{sites.name(found.layer, found.site)}, position {position}"
+                    raise AssertionError(f"{where}: {_first_words(error)}") from error
+            raise
+
+
+def _assert_tokens(found: compare.SiteVerdict, got: trace.Trace, dims, tokens: range) -> None:
+    if not tokens:
+        return
+    rows = got.rows(found.layer, found.site)[tokens.start : tokens.stop]
+    for position, row in zip(tokens, rows, strict=True):
+        chex.assert_shape(row, sites.row_shape(found.site, dims, position))
+    chex.assert_tree_all_finite(rows)
+    worst_T = np.array([found.ratios[position].max(initial=0.0) for position in tokens])
+    nothing_T, one_floor = np.zeros_like(worst_T), 1.0
+    chex.assert_trees_all_close(worst_T, nothing_T, rtol=0.0, atol=one_floor)
 
 
 def _first_words(error: AssertionError) -> str:

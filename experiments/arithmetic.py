@@ -1,11 +1,12 @@
 """The oracle's ops over a trace of either side: op64 on captured inputs, floors and closure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from experiments.align import compare, sites, trace
+from experiments.align.slabs import GrowingSlabs, append_only
 from experiments.reference import SLOT_SITES, rows_of
 from greta_jax.bounds import OpPrecision, bound
 from greta_jax.determined import predict
@@ -272,35 +273,5 @@ def _evaluate(function: Callable[[dict], np.ndarray], site: str, inputs: dict) -
     ]
 
 
-class GrowingSlabs(Sequence):
-    """Token t's slab: `earlier(t)`, its first t slots, and then the row it appended.
-
-    Made when asked for: all of them together grow with the square of the tokens.
-    """
-
-    def __init__(self, new_TKH: np.ndarray, earlier: Callable[[int], np.ndarray]):
-        self._new_TKH, self._earlier = new_TKH, earlier
-
-    def __len__(self) -> int:
-        return len(self._new_TKH)
-
-    def __getitem__(self, token: int) -> np.ndarray:
-        if not 0 <= token < len(self):
-            raise IndexError(token)
-        earlier = self._earlier(token).astype(np.float64)
-        return np.concatenate([earlier, self._new_TKH[token : token + 1]])
-
-
 def _without(inputs: dict, left_out: str) -> dict:
     return {name: value for name, value in inputs.items() if name != left_out}
-
-
-def append_only(slabs: compare.Rows) -> bool:
-    """Whether no step changed a slot of an earlier one: then one slab serves all tokens."""
-    last_SKH = slabs[-1]
-    return all(
-        slab_SKH.base is not None
-        and slab_SKH.base is last_SKH.base
-        or np.array_equal(slab_SKH, last_SKH[: len(slab_SKH)], equal_nan=True)
-        for slab_SKH in slabs
-    )

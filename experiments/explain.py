@@ -14,7 +14,8 @@ from experiments.align import (
     trace,
     verdict,
 )
-from experiments.arithmetic import ATTENTION_SITES, SLACK, OracleArithmetic, append_only
+from experiments.align.slabs import append_only
+from experiments.arithmetic import ATTENTION_SITES, SLACK, OracleArithmetic
 from experiments.reference import rows_of
 from greta_jax.graph import KV_SITES
 from greta_jax.hypotheses import FALLBACKS, HYPOTHESES, SHOWS, counterfactuals

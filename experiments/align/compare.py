@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from experiments.align import floors, sites, split, trace, vacuity, verdict
+from experiments.align import sites, split, trace, vacuity, verdict
 from experiments.align.errors import InputMissing
+from experiments.align.parts import RoundingModel, Rows, Tensors, measured
 from experiments.align.verdict import Judgement, Status
-
-Rows = Sequence[np.ndarray]
-"""One array for each token."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +30,8 @@ class Arithmetic:
     floor: Callable[[int, str, Mapping], Mapping[str, Rows]]
     closure: Callable[[int, str, Mapping], Rows]
     through: Callable[[str], Sequence[str]] = lambda site: ()
-    declared: Callable[[int, str, Mapping], "RoundingModel | None"] = lambda *_: None
+    declared: Callable[[int, str, Mapping], RoundingModel | None] = lambda *_: None
     bits: Callable[[int, str, Mapping], Rows | None] = lambda *_: None
-
-
-@dataclass(frozen=True)
-class RoundingModel:
-    """An op evaluated in the engine's declared precision, `rows`.
-
-    `bound` holds for any order of summation; None where the floor's own bound covers `rows` too.
-    """
-
-    rows: Rows
-    bound: Rows | None = None
-
-    def at(self, position: int) -> verdict.Ablation:
-        bound = None if self.bound is None else self.bound[position]
-        return verdict.Ablation(self.rows[position], bound)
 
 
 @dataclass(frozen=True)
@@ -147,30 +131,25 @@ def judge_site(
     declared_op = arithmetic.declared(layer, site, read_got)
     bits = arithmetic.bits(layer, site, read_got)
     corners = _corners(arithmetic, layer, site, (read_ref, read_got), (op64_ref, op64_got))
+    sides = ref.rows(layer, site), got.rows(layer, site)
+    tensors = Tensors(*sides, op64_ref, op64_got, floor, closure, corners, declared_op, bits)
+    keys = [list(side.keys(layer, site)) for side in (ref, got)]
+    for pair in zip(*keys, strict=True):
+        trace.require_equal(*pair)
+    stored = declared.stores[site]
     judgements, ratios = [], []
-    for position, (ref_key, got_key) in enumerate(
-        zip(ref.keys(layer, site), got.keys(layer, site), strict=True)
-    ):
-        trace.require_equal(ref_key, got_key)
-        case = verdict.Case(
-            key=ref_key,
-            ref=ref.rows(layer, site)[position],
-            got=got.rows(layer, site)[position],
-            op64_ref=op64_ref[position],
-            op64_got=op64_got[position],
-            floor=floors.Floor({name: rows[position] for name, rows in floor.items()}),
-            closure_bound=closure[position],
-            shape=sites.row_shape(site, declared.dims, position),
-            stored=declared.stores[site],
-            inputs_finite=_finite(read_got, position),
-            split=split.split({at: rows[position] for at, rows in corners.items()})
-            if corners
-            else None,
-            declared=declared_op.at(position) if declared_op else None,
-            bits=None if bits is None else bits[position],
-        )
-        judgements.append(verdict.judge(case))
-        ratios.append(_of_new_slots(site, verdict.local_ratio(case)))
+    shape_at = partial(sites.row_shape, site, declared.dims)
+    for tokens, numbers in measured(tensors, site, shape_at, stored):
+        of_these = keys[0][tokens.start : tokens.stop]
+        if numbers is None:
+            for key, at in zip(of_these, tokens, strict=True):
+                shape = shape_at(at)
+                judgements.append(verdict.wrong_shape(key, shape, *(side[at] for side in sides)))
+                ratios.append(np.full(shape, np.inf))
+            continue
+        dtypes = stored, sides[1][tokens.start].dtype
+        judgements += verdict.judge(of_these, numbers, dtypes, partial(_finite, read_got))
+        ratios += [_of_new_slots(site, ratio) for ratio in numbers.ratios]
     found = SiteVerdict(layer, site, tuple(judgements), tuple(ratios))
     return _unless_vacuous(found, ref, got)
 

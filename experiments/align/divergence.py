@@ -45,10 +45,11 @@ def in_dataflow_order(judgements: Iterable[Judgement]) -> list[Judgement]:
 
 def first_divergence(judgements: Iterable[Judgement]) -> Divergence | None:
     """The first tensor whose *local* error is above its floor; None if no op is to blame."""
+    judgements = list(judgements)
+    if not any(j.blames_this_op for j in judgements):
+        return None
     ordered = in_dataflow_order(judgements)
     blamed = [j for j in ordered if j.blames_this_op]
-    if not blamed:
-        return None
     before = [j for j in ordered if _when(j) < _when(blamed[0]) and j.status is not Status.FUSED]
     clean = [j for j in before if j.status in CLEAN]
     layers = {j.key.layer for j in ordered if j.key.layer != sites.NO_LAYER}

@@ -23,11 +23,15 @@ Corner = frozenset[str]
 
 @dataclass(frozen=True)
 class Split:
-    """Shares of one tensor's propagated error by input; `closure_ratio` is the largest difference
-    between their sum and the whole, over what fp64 rounding allows."""
+    """Shares of a propagated error by input; `residual_ratio` is the difference between their sum
+    and the whole, over what fp64 rounding allows. All elementwise."""
 
     shares: Mapping[str, np.ndarray]
-    closure_ratio: float
+    residual_ratio: np.ndarray
+
+    @property
+    def closure_ratio(self) -> float:
+        return float(self.residual_ratio.max(initial=0.0))
 
 
 def corners(
@@ -42,7 +46,7 @@ def corners(
 
 
 def split(at: Mapping[Corner, np.ndarray]) -> Split:
-    """Shapley shares of one tensor from its values at every corner."""
+    """Shapley shares from the values at every corner."""
     names = sorted(max(at, key=len))
     n = len(names)
     shares = {}
@@ -58,5 +62,4 @@ def split(at: Mapping[Corner, np.ndarray]) -> Split:
     # roundings is a difference, a weight, its product, the sums over corners and over shares.
     finite = (np.where(np.isfinite(a), np.abs(a), 0.0) for a in at.values())
     allowed = 2 * (len(at) + n + 4) * np.finfo(np.float64).eps * sum(finite)
-    seen = np.isfinite(residual)
-    return Split(shares, float(ratio(residual, allowed)[seen].max(initial=0.0)))
+    return Split(shares, np.where(np.isfinite(residual), ratio(residual, allowed), 0.0))

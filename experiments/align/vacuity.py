@@ -13,7 +13,7 @@ def _flat(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 def _nothing_distinct(values: np.ndarray) -> str:
     finite = values[np.isfinite(values)]
-    if values.size > 1 and np.unique(finite).size < 2:
+    if values.size > 1 and not (finite.size and finite.min() < finite.max()):
         return "all zero" if not np.any(finite) else "one constant"
     return ""
 
@@ -38,8 +38,10 @@ def why_vacuous(
 
     `distinct`: how many different tokens they claim to be of. A reduction in fewer bits than the
     reference does not round every element correctly by chance: bits that are those of the rounded
-    reference were not computed separately.
+    reference were not computed separately. Of a cache, the slots at the end are looked at.
     """
+    if sites.SHAPES[site].startswith("S"):
+        ref, got = ref[-1], got[-1]
     if any(np.shares_memory(left, right) for left, right in zip(ref, got, strict=True)):
         return "the same buffer on both sides"
     left, right = _flat(ref), _flat(got)

@@ -55,15 +55,19 @@ def group_kind(site: str) -> str:
     return "head" if "N" in letters else "kv head" if "K" in letters else "block"
 
 
-def _by_group(site: str, ratio: np.ndarray) -> np.ndarray:
-    """The largest ratio of each head, or of each of at most GROUPS equal blocks."""
-    ratio = np.where(np.isnan(ratio), np.inf, ratio)
+def _by_group(site: str, ratios: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """The largest ratio of each head, or of each of at most GROUPS equal blocks, a row a token."""
+    if len({ratio.shape for ratio in ratios}) > 1:
+        return [row for ratio in ratios for row in _by_group(site, [ratio])]
+    whole = np.stack(ratios)
+    whole = np.where(np.isnan(whole), np.inf, whole)
     letters = sites.SHAPES[site].removeprefix("T")
     if group_kind(site) == "block":
-        return np.array([block.max() for block in np.array_split(ratio, GROUPS) if block.size])
-    axis = letters.index("N" if "N" in letters else "K")
-    others = tuple(i for i in range(ratio.ndim) if i != axis)
-    return ratio.max(axis=others, initial=0.0)
+        blocks = np.array_split(whole, GROUPS, axis=1)
+        return np.stack([block.max(axis=1) for block in blocks if block.size], axis=1)
+    axis = 1 + letters.index("N" if "N" in letters else "K")
+    others = tuple(i for i in range(1, whole.ndim) if i != axis)
+    return whole.max(axis=others, initial=0.0)
 
 
 def _numbers(judgement: Judgement) -> list[float]:
@@ -76,7 +80,8 @@ def _numbers(judgement: Judgement) -> list[float]:
 def of(verdicts: Sequence[SiteVerdict], last_step: Sequence[LayerInvariants] = ()) -> Maps:
     """The maps of one prompt's verdicts, and of what its last watched step did to the cache."""
     tokens = max((len(found.judgements) for found in verdicts), default=0)
-    groups = [[_by_group(v.site, r) for r in v.ratios if r.size] for v in verdicts]
+    seen = [(v.site, [ratio for ratio in v.ratios if ratio.size]) for v in verdicts]
+    groups = [_by_group(site, ratios) if ratios else [] for site, ratios in seen]
     widest = max((len(row) for rows in groups for row in rows), default=1)
     statuses_PT = np.zeros((len(verdicts), tokens), np.uint8)
     numbers_PTX = np.full((len(verdicts), tokens, len(NUMBERS)), np.nan)
