@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from greta_jax.bound_case import Case, capped, largest, softmax
+from greta_jax.bound_case import Case, Softmax, capped, softmax
+from greta_jax.core_bounds import operand, operand_error
 from greta_jax.precision import unit_roundoff
 from greta_jax.replay import replay
-from greta_jax.sum_bounds import dot_error
+from greta_jax.sum_bounds import dot_error, largest
 
 
 def rope(case: Case) -> np.ndarray:
@@ -40,60 +41,99 @@ def _turned(case: Case, size_TNR: np.ndarray) -> np.ndarray:
 
 
 def scores(case: Case) -> np.ndarray:
-    """The dot over H; the scale: its constant, its product, and one more for a folded log2(e)."""
+    """The dot over H; the scale: its constant, its product, and one more for a folded log2(e).
+
+    q may be scaled before it is rounded to the operand; the cache is multiplied as it lies there.
+    """
     q_TNH, k_SKH = case.tensor("attn.q_rope"), case.tensor("kv.k")
-    p, cfg, H = case.precision, case.cfg, q_TNH.shape[-1]
-    size_TNS = _per_kv_head(np.abs(q_TNH), np.abs(k_SKH), lambda q_MH, k_SH: q_MH @ k_SH.T)
-    flushed = H * p.tiny * (1 + largest(k_SKH) + largest(q_TNH))
-    if p.order is None:
-        error_TNS = p.sum_error(H, 3) * size_TNS
-    else:
-        running_TNS = _per_kv_head(q_TNH, k_SKH, lambda q_MH, k_SH: dot_error(p, q_MH, k_SH))
-        error_TNS = (running_TNS + p.gamma(3) * size_TNS) * (1 + p.gamma(3))
-    error_TNS = error_TNS * cfg.score_scale + flushed
+    p, cfg = case.precision, case.cfg
+    taken_SKH = operand(p, k_SKH)
+
+    def error(q_MH, k_SH):
+        wobble_MH = operand_error(p, np.abs(q_MH))
+        return dot_error(p, (q_MH, wobble_MH), (k_SH, None)) + wobble_MH @ np.abs(k_SH).T
+
+    def exact(q_MH, k_SH):
+        return q_MH @ k_SH.T
+
+    size_TNH = np.abs(q_TNH) + operand_error(p, np.abs(q_TNH))
+    size_TNS = _per_kv_head(size_TNH, np.abs(taken_SKH), exact)
+    error_TNS = _per_kv_head(q_TNH, taken_SKH, error)
+    error_TNS = error_TNS + np.abs(_per_kv_head(q_TNH, taken_SKH - k_SKH, exact))
+    error_TNS = (error_TNS * (1 + p.gamma(3)) + p.gamma(3) * size_TNS) * cfg.score_scale + p.tiny
     if cfg.score_cap is None:
         return error_TNS
-    exact_TNS = _per_kv_head(q_TNH, k_SKH, lambda q_MH, k_SH: q_MH @ k_SH.T) * cfg.score_scale
+    exact_TNS = _per_kv_head(q_TNH, k_SKH, exact) * cfg.score_scale
     return capped(p, cfg.score_cap * np.tanh(exact_TNS / cfg.score_cap), error_TNS, cfg.score_cap)
 
 
-def probs_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Reference probabilities and their error."""
+def probs_of(case: Case) -> tuple[Softmax, np.ndarray]:
+    """What rounding may do to the probabilities; which slots a query sees."""
     p = case.precision
     inputs = {k: case.inputs[k] for k in ("attn.q_rope", "kv.k", "positions") if k in case.inputs}
     score_TNS = replay(case.oracle, "attn.scores", case.layer, inputs)
     prob_TNS = replay(case.oracle, "attn.probs", case.layer, inputs)
-    seen_S = np.nonzero(np.isfinite(score_TNS).any(axis=(0, 1)))[0]
+    visible_TNS = np.isfinite(score_TNS)
+    seen_S = np.nonzero(visible_TNS.any(axis=(0, 1)))[0]
     live = int(np.max(seen_S, initial=0)) + 1
     rescales = score_TNS.shape[-1] if p.rescales is None else p.rescales
-    return prob_TNS, softmax(p, score_TNS, prob_TNS, scores(case), rescales, live)
+    return softmax(p, score_TNS, prob_TNS, scores(case), rescales, live), visible_TNS
 
 
 def probs(case: Case) -> np.ndarray:
     """Softmax."""
-    return probs_of(case)[1]
+    found, visible_TNS = probs_of(case)
+    return found.error(case.precision, visible_TNS)
 
 
 def attend(case: Case) -> np.ndarray:
-    """The probabilities' error through |v|, and the weighted sum's own."""
-    prob_TNS, error_TNS = probs_of(case)
-    p, S, v_SKH = case.precision, prob_TNS.shape[-1], case.tensor("kv.v")
-    size_HKS = np.abs(v_SKH).transpose(2, 1, 0)
+    """Weights that sum to 1: an error of one moves the result by it times v - out, and not v.
 
-    def through(weight_TNS):
-        return _per_kv_head(weight_TNS, size_HKS, lambda w_MS, v_HS: w_MS @ v_HS.T)
+    With weights p r over a sum z, out' = sum p (r - 1)(v - out) / z + out (sum p r) / z, since
+    sum p (v - out) = 0. So what the computed sum lost is relative to out, and only the roundings of
+    a single weight, to the operand and by the division, meet v itself.
+    """
+    found, _ = probs_of(case)
+    p, v_SKH = case.precision, case.tensor("kv.v")
+    rescales = found.prob.shape[-1] if p.rescales is None else p.rescales
+    live = int(np.max(np.nonzero((found.prob > 0).any(axis=(0, 1)))[0], initial=0)) + 1
+    prob_TNS, v_SKH = found.prob[..., :live], v_SKH[:live]
+    taken_SKH = operand(p, v_SKH)
+    high_TNS = prob_TNS * np.exp(found.exponent[..., :live])
+    moved_TNS = high_TNS - prob_TNS
+    # Summed before they are rounded to the operand, weights meet v there; after, v - out.
+    rounded_TNS, operand_TNS = p.growth(1 + rescales) * high_TNS, operand_error(p, high_TNS)
+    own_TNH = _weighted(rounded_TNS, np.abs(taken_SKH))
+    own_TNH = own_TNH + _weighted(high_TNS, np.abs(taken_SKH - v_SKH))
+    if p.operand_dtype is not None:
+        by_itself_TNH = _weighted(operand_TNS, np.abs(taken_SKH))
+        own_TNH = own_TNH + np.maximum(by_itself_TNH, _spread(operand_TNS, v_SKH, case.ref))
+    error_TNH = (_spread(moved_TNS, v_SKH, case.ref) + own_TNH) / found.least
 
-    flushed = S * p.tiny * (1 + largest(v_SKH))
-    if p.order is None:
-        return through(error_TNS + p.sum_error(S, 3) * (prob_TNS + error_TNS)) + flushed
-    live = int(np.max(np.nonzero((prob_TNS > 0).any(axis=(0, 1)))[0], initial=0)) + 1
-    running_TNH = _per_kv_head(
-        prob_TNS[..., :live],
-        v_SKH[:live].transpose(2, 1, 0),
-        lambda w_MS, v_HS: dot_error(p, w_MS, v_HS),
-    )
-    carried = error_TNS * (1 + p.growth(S + 3)) + p.gamma(3) * prob_TNS
-    return running_TNH * (1 + p.gamma(3)) + through(carried) + flushed
+    def roundings(x_MX, v_HS):
+        weight_MS, wobble_MS = np.split(x_MX, 2, axis=-1)
+        return dot_error(p, (weight_MS, wobble_MS), (v_HS, None), scaled=True)
+
+    wobble_TNS = moved_TNS + rounded_TNS + operand_TNS
+    both_TNX = np.concatenate([prob_TNS, wobble_TNS], axis=-1) / found.least
+    error_TNH = error_TNH + _per_kv_head(both_TNX, taken_SKH.transpose(2, 1, 0), roundings)
+    above_TN1, below_TN1 = found.grown * (1 + p.gamma(2)), found.shrunk * (1 - p.gamma(2))
+    error_TNH = error_TNH * (1 + p.gamma(2))
+    error_TNH = error_TNH + np.abs(case.ref) * np.maximum(above_TN1 - 1, 1 - below_TN1)
+    return error_TNH + 2 * live * p.tiny * (1 + largest(v_SKH))
+
+
+def _weighted(weight_TNS, v_SKH):
+    return _per_kv_head(weight_TNS, v_SKH.transpose(2, 1, 0), lambda w_MS, v_HS: w_MS @ v_HS.T)
+
+
+def _spread(weight_TNS, v_SKH, out_TNH):
+    """At least sum w |v - out|: the root of sum w times sum w (v - out)^2 (Cauchy and Schwarz)."""
+    total_TN1 = weight_TNS.sum(axis=-1, keepdims=True)
+    squares_TNH, center_TNH = _weighted(weight_TNS, v_SKH**2), total_TN1 * out_TNH**2
+    found_TNH = squares_TNH - 2 * out_TNH * _weighted(weight_TNS, v_SKH) + center_TNH
+    lost_TNH = 4 * len(v_SKH) * unit_roundoff("float64") * (squares_TNH + center_TNH)
+    return np.sqrt(total_TN1 * (np.maximum(found_TNH, 0) + lost_TNH))
 
 
 def _per_kv_head(x_TNX: np.ndarray, y_YKX: np.ndarray, product) -> np.ndarray:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from greta_jax.config import LayerConfig
+from greta_jax.core_bounds import operand, operand_error
 from greta_jax.declared import OpPrecision
 from greta_jax.errors import SiteError
 from greta_jax.graph import Op
 from greta_jax.model import Oracle
-from greta_jax.sum_bounds import dot_error, total_error
+from greta_jax.sum_bounds import dot_error, largest, least_total, total_error
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,37 @@ class Case:
         """A weight in fp64."""
         return np.asarray(self.oracle.weights.load(name, self.layer), np.float64)
 
+    def signed(self, name: str) -> np.ndarray | None:
+        """A weight where more than its magnitude matters: to partial sums, or to an operand."""
+        p = self.precision
+        return None if p.order is None and p.operand is None else self.weight(name)
 
-def largest(x: np.ndarray) -> float:
-    """Of the finite elements: what is not finite shows in the sums of those that read it alone."""
-    return float(np.max(np.abs(x), where=np.isfinite(x), initial=0.0))
 
+def projected(p: OpPrecision, x_TX, magnitude, signed, roundings: int) -> np.ndarray:
+    """Products with a weight that is dequantised with `roundings` relative to `magnitude`.
 
-def projected(p: OpPrecision, x_TX, weight, signed, roundings: int) -> np.ndarray:
-    """n products and sums, the weight's roundings, and three for factors taken out of the sum.
-
-    `weight`: magnitudes that its dequantisation is relative to; `signed`: its values, for the
-    partial sums of a declared order.
+    Both factors are then rounded to the operand. x is given, so that what its rounding does to the
+    sum is known, sign and all; so is the weight's where dequantisation does not round. Three
+    roundings more are for factors taken out of the sum.
     """
     n = x_TX.shape[1]
-    weight_EX = weight.reshape(-1, n)
-    size_TE = np.abs(x_TX) @ weight_EX.T
-    flushed = n * p.tiny * (1 + weight_EX.max() + largest(x_TX))
+    magnitude_EX = magnitude.reshape(-1, n)
     if signed is None:
-        overflows = size_TE * (1 + p.sum_error(n, roundings + 3)) > p.largest
-        return np.where(overflows, np.inf, p.sum_error(n, roundings + 3) * size_TE + flushed)
-    running_TE = dot_error(p, x_TX, signed.reshape(-1, n))
-    own_TE = p.gamma(roundings + 3) * size_TE
-    return (running_TE + own_TE * (1 + p.growth(n))) * (1 + p.gamma(3)) + flushed
+        size_TE = np.abs(x_TX) @ magnitude_EX.T
+        error_TE = p.sum_error(n, roundings + 3) * size_TE
+        error_TE = error_TE + n * p.tiny * (1 + magnitude_EX.max() + largest(x_TX))
+    else:
+        w_EX, taken_TX = signed.reshape(-1, n), operand(p, x_TX)
+        taken_EX, wobble_EX = operand(p, w_EX), np.zeros_like(w_EX)
+        if roundings:
+            taken_EX, wobble_EX = w_EX, p.gamma(roundings) * magnitude_EX
+            wobble_EX = wobble_EX + operand_error(p, np.abs(w_EX) + wobble_EX)
+        size_TE = np.abs(taken_TX) @ (np.abs(taken_EX) + wobble_EX).T
+        error_TE = dot_error(p, (taken_TX, None), (taken_EX, wobble_EX if roundings else None))
+        error_TE = error_TE + np.abs(taken_TX @ taken_EX.T - x_TX @ w_EX.T)
+        error_TE = error_TE + np.abs(taken_TX) @ wobble_EX.T
+        error_TE = error_TE * (1 + p.gamma(3)) + p.gamma(3) * size_TE
+    return np.where(size_TE + error_TE > p.largest, np.inf, error_TE)
 
 
 def capped(p: OpPrecision, ref: np.ndarray, error: np.ndarray, cap: float | None) -> np.ndarray:
@@ -76,6 +86,29 @@ def capped(p: OpPrecision, ref: np.ndarray, error: np.ndarray, cap: float | None
     return error + (p.gamma(4) + p.exp_ulp * 2 * p.u) * (np.abs(ref) + error) + 2 * p.tiny
 
 
+@dataclass(frozen=True)
+class Softmax:
+    """What rounding may do to probabilities p_i = w_i / sum w_j over the last axis.
+
+    A weight is computed as w_i exp(d_i) with |d_i| <= exponent, and their sum as sum w_j times what
+    lies between `least` and `most`. Of the computed weights over their computed sum, the sum lies
+    between `shrunk` and `grown`.
+    """
+
+    prob: np.ndarray
+    exponent: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+    shrunk: np.ndarray
+    grown: np.ndarray
+
+    def error(self, p: OpPrecision, visible: np.ndarray) -> np.ndarray:
+        """Of the probabilities themselves: the division, of two roundings, and one to spare."""
+        above = np.exp(self.exponent) / self.least * (1 + p.gamma(3)) - 1
+        below = 1 - np.exp(-self.exponent) / self.most * (1 - min(p.gamma(3), 1))
+        return self.prob * np.maximum(above, below) + 2 * visible * p.tiny
+
+
 def softmax(
     p: OpPrecision,
     score: np.ndarray,
@@ -83,24 +116,30 @@ def softmax(
     score_error: np.ndarray | float,
     rescales: int = 0,
     live: int | None = None,
-) -> np.ndarray:
-    """Error of probabilities over the last axis, of which the first `live` terms are summed.
+) -> Softmax:
+    """Of probabilities over the last axis, of which the first `live` terms are summed.
 
-    An error d_i of the exponent of p_i multiplies it by exp(d_i), and the sum that divides it by at
-    least sum p_j exp(-d_j). d_i holds the score's error, three roundings of score and maximum (the
-    subtraction and a conversion to base 2), the exponential's error, and an online softmax's
-    rescaling by exp(m_old - m_new), each of which may err as much again.
+    An exponent holds the score's error; the roundings of score and maximum, of their difference and
+    of its conversion to base 2; the exponential's error; and an online softmax's rescaling by
+    exp(m_old - m_new). The computed maximum is common to a row and cancels. What is summed may be
+    the weights before or after they are rounded to the operand.
     """
     visible = np.isfinite(score)
-    size = np.where(visible, np.abs(score), 0)
-    largest = size.max(axis=-1, keepdims=True)
-    exp_error = p.exp_ulp * 2 * p.u
-    exponent = np.where(visible, score_error, 0) + 3 * p.u * (size + largest) + exp_error
-    exponent = exponent + rescales * (exp_error + p.u + 6 * p.u * largest)
-    lost = np.sum(prob * np.expm1(-exponent), axis=-1, keepdims=True)
-    if p.order is None:
-        total = p.gamma(score.shape[-1] + 3)
-    else:
-        total = total_error(p, prob[..., :live], 0.0)[..., None] + p.gamma(3)
-    error = exponent - np.log1p(np.maximum(lost, -1)) + np.log1p(total)
-    return prob * np.expm1(error) + visible * p.tiny
+    error = np.where(visible, score_error, 0)
+    size = np.where(visible, np.abs(score), 0) + error
+    largest, top = size.max(axis=-1, keepdims=True), score.max(axis=-1, keepdims=True)
+    gap = np.where(visible, top - score, 0) + error + error.max(axis=-1, keepdims=True)
+    exp_error = -np.log1p(-min(p.exp_ulp * 2 * p.u, 1))
+    exponent = error + p.u * (2 * gap + size + largest) + exp_error
+    exponent = exponent + rescales * (exp_error + 6 * p.u * largest)
+    low, high = prob * np.exp(-exponent), prob * np.exp(exponent)
+    low, high = np.maximum(low - operand_error(p, high), 0), high + operand_error(p, high)
+    low_sum, high_sum = (x.sum(axis=-1, keepdims=True) for x in (low, high))
+    terms = prob[..., :live], (high - prob)[..., :live]
+    lost = total_error(p, *terms, rounded=False, scaled=True)[..., None]
+    lost = lost + p.growth(rescales) * (high_sum + lost)
+    least = least_total(p, low[..., :live])[..., None] / (1 + p.u) ** rescales
+    least, most = np.maximum(least, low_sum - lost), high_sum + lost
+    with_lost = np.where(lost < low_sum, low_sum / np.maximum(low_sum - lost, 0), np.inf)
+    grown = np.minimum(with_lost, high_sum / least)
+    return Softmax(prob, exponent, least, most, low_sum / (low_sum + lost), grown)

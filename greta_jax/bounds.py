@@ -1,9 +1,10 @@
 """Elementwise bounds on what rounding may do to one op.
 
 bound() is in fp64 and rigorous to first order in fp64's own roundoff: an evaluation in the declared
-precision on the same inputs that exceeds it has done something other than round. A sum of unknown
-order has n*u/(1-n*u)*sum|a||b| (Higham, Accuracy and Stability, section 3.1); one of a declared
-order has a bound that follows its partial sums (section 3.3). Nothing here is a tolerance.
+precision on the same inputs, rounded to nearest, that exceeds it has done something other than
+round. A sum of unknown order has n*u*sum|a||b| (Jeannerod and Rump 2013); one of a declared order
+has a bound that follows its partial sums (Higham, Accuracy and Stability, section 3.3), or a matrix
+core's groups. Nothing here is a tolerance.
 """
 
 import numpy as np
@@ -23,7 +24,7 @@ def bound(oracle: Oracle, site: str, layer: int, inputs: dict, precision) -> np.
     `inputs` are those of the site's row in the oracle's table (for llama, INPUTS of
     greta_jax.graph), taken as exact; attention's three ops take q, k and v. `precision` is an
     OpPrecision or a mapping with its keys, such as {"store": "float16", "accumulate": "float32"}.
-    Where roundings outgrow the theory (n*u >= 1), or the arithmetic may overflow, it is inf.
+    Where the arithmetic may overflow it is inf.
 
     Raises:
       PrecisionError: jax x64 is off, or the declaration is unknown. SiteError: as `replay`, or an
@@ -39,6 +40,7 @@ def bound(oracle: Oracle, site: str, layer: int, inputs: dict, precision) -> np.
         error = (
             embedding(case) if site == "embed" else OP_BOUNDS[rows[site].function.__name__](case)
         )
+        error = np.where(np.isnan(error), np.inf, error)
         finite_ref = np.where(np.isfinite(ref), ref, 0)
         return declared.stored(finite_ref, np.where(np.isfinite(ref), error, 0))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from greta_jax.errors import PrecisionError
+from greta_jax.mfma import KINDS
 from greta_jax.precision import STORES, check_order, smallest_normal, unit_roundoff
 
 EXP_ULP = 4
@@ -20,9 +21,10 @@ class OpPrecision:
 
     store, accumulate: dtypes of the result and of the arithmetic.
     order: how its sums run, as in a Policy; the bound then follows the partial sums. None: unknown.
+    mfma:<kind> is of matrix products, k ascending: other sums then run in any order.
     chain: with an unknown order, the longest chain of additions that a term of a sum goes through
     (None: the sum's length, that is, any order). operand: dtype that the factors of products are
-    rounded to first (None: used as given).
+    rounded to first (None: used as given, or what a matrix core of that order takes).
     exp_ulp: error of its exponential, or tanh. rescales: how often an online softmax may rescale
     its partial sums (None: at every slot; 0: the maximum is known before the sum starts).
     angle: dtype of the angles of a rotation, their frequencies made as powers or as repeated
@@ -48,10 +50,10 @@ class OpPrecision:
             raise PrecisionError(f"store {self.store!r} is unknown", remedy=f"use one of {STORES}")
         if self.order is not None:
             check_order(self.order)
-            if self.order == "native" or self.order.startswith("mfma"):
+            if self.order == "native":
                 raise PrecisionError(
-                    f"no bound follows the partial sums of order {self.order!r}",
-                    remedy="declare sequential, pairwise or split:<C>; or chain and operand",
+                    "no bound follows the partial sums of order 'native', which XLA chooses",
+                    remedy="declare sequential, pairwise, split:<C> or mfma:<kind>; or none",
                 )
 
     @classmethod
@@ -73,11 +75,15 @@ class OpPrecision:
         return unit_roundoff(self.accumulate) + unit_roundoff("float64")
 
     @property
-    def operand_error(self) -> float:
-        """Relative error of a product whose two factors were rounded first."""
-        if self.operand is None:
-            return 0.0
-        return math.expm1(2 * math.log1p(unit_roundoff(self.operand)))
+    def core(self) -> str | None:
+        """The kind of matrix core whose groups the order follows; f32 has none, it is a chain."""
+        kind, _, value = (self.order or "").partition(":")
+        return value if kind == "mfma" and value != "f32" else None
+
+    @property
+    def operand_dtype(self) -> str | None:
+        """What the factors of products are rounded to; xf32 drops the low bits of its fp32."""
+        return self.operand or (None if self.core is None else KINDS[self.core].dtype)
 
     @property
     def tiny(self) -> float:
@@ -99,16 +105,23 @@ class OpPrecision:
         return math.expm1(roundings * math.log1p(self.u))
 
     def sum_error(self, terms: int, extra: int = 0) -> float:
-        """Relative error, on sum|a||b|, of a dot product with `extra` roundings beside its own."""
-        chain = terms if self.chain is None else min(terms, self.chain)
-        return (1 + self._chain_error(chain + extra)) * (1 + self.operand_error) - 1
+        """Relative error, on sum|a||b|, of a dot product with `extra` roundings beside its own.
 
-    def _chain_error(self, roundings: int) -> float:
+        In any order (n-1)u for the sum, however long (Jeannerod and Rump 2013, Improved error
+        bounds for inner products), and u for a product. Through a chain of h roundings, (1+u)^h - 1
+        (Higham, section 3.1).
+        """
+        error = (1 + (terms - 1) * self.u) * (1 + self.growth(1 + extra)) - 1
+        chain = terms
+        if self.chain is not None and self.chain < terms:
+            chain = self.chain
+            error = min(error, self.growth(chain + max(extra, 0)))
         if self.failure is None:
-            return self.gamma(roundings)
+            return error
+        roundings = max(chain + extra, 1)
         exponent = self.spread(roundings) * math.sqrt(roundings) * self.u
         exponent = exponent / (1 - self.u) + roundings * self.u**2 / (1 - self.u)
-        return min(math.expm1(exponent), self.gamma(roundings))
+        return min(math.expm1(min(exponent, 700)), error)
 
     def spread(self, roundings: int) -> float:
         """How many root mean squares the declared probability of failure allows a sum of errors."""
@@ -127,7 +140,8 @@ class OpPrecision:
         flushed = smallest_normal(self.store) <= smallest_normal("float32")
         least = info.smallest_normal if flushed else info.smallest_subnormal
         rounding = unit_roundoff(self.store) + unit_roundoff("float64")
-        rounded = error + rounding * size + float(np.asarray(least, np.float64))
+        place = np.where(size > 0, np.ldexp(0.5, np.frexp(size)[1]), 0)
+        rounded = error + rounding * place + float(np.asarray(least, np.float64))
         largest = float(info.max)
         if self.store.startswith("float8"):
             return rounded + np.maximum(size - largest, 0)

@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from greta_jax.attention_bounds import attend, probs, rope, scores
-from greta_jax.bound_case import Case, capped, largest, projected, softmax
+from greta_jax.bound_case import Case, capped, projected, softmax
 from greta_jax.precision import unit_roundoff
-from greta_jax.sum_bounds import total_error
+from greta_jax.sum_bounds import largest, total_error
 
 
 def embedding(case: Case) -> np.ndarray:
@@ -45,10 +45,7 @@ def rms_norm_of_all_heads(case: Case) -> np.ndarray:
 def _norm(case: Case, x: np.ndarray, ref: np.ndarray) -> np.ndarray:
     p, n = case.precision, x.shape[-1]
     squares = np.square(x)
-    if p.order is None:
-        lost = p.gamma(n) * squares.sum(axis=-1)
-    else:
-        lost = total_error(p, squares, p.u)
+    lost = total_error(p, squares)
     mean = squares.mean(axis=-1) + case.cfg.rms_eps
     share = ((lost / n + p.tiny) / mean + p.gamma(4))[..., None]
     root = np.where(share < 1, 1 / np.sqrt(1 - np.minimum(share, 1)) - 1, np.inf)
@@ -64,8 +61,8 @@ def projection(case: Case) -> np.ndarray:
     x = case.tensor(op.inputs[0])
     x_TX = x.reshape(len(x), -1)
     weight, roundings = case.oracle.weights.magnitude(op.weights[0], case.layer)
-    signed = None if p.order is None else case.weight(op.weights[0])
-    error = projected(p, x_TX, np.asarray(weight), signed, roundings).reshape(case.ref.shape)
+    error = projected(p, x_TX, np.asarray(weight), case.signed(op.weights[0]), roundings)
+    error = error.reshape(case.ref.shape)
     if op.bias is None:
         return error
     size = np.abs(case.ref - case.weight(op.bias)) + error
@@ -76,7 +73,7 @@ def logits(case: Case) -> np.ndarray:
     """A projection of chunks of the vocabulary, its scale and its soft cap."""
     p, cfg, weights = case.precision, case.cfg, case.oracle.weights
     x_TD = case.tensor("final.norm")
-    signed_VD = None if p.order is None else case.weight("unembed_VD")
+    signed_VD = case.signed("unembed_VD")
     parts, start = [], 0
     for magnitude, roundings in weights.unembed_magnitudes():
         rows = np.asarray(magnitude).reshape(-1, x_TD.shape[1])
@@ -137,7 +134,8 @@ def choose_experts(case: Case) -> np.ndarray:
     p, score_TE = case.precision, case.tensor("ffn.router")
     prob_TE = np.exp(score_TE - score_TE.max(axis=-1, keepdims=True))
     prob_TE = prob_TE / prob_TE.sum(axis=-1, keepdims=True)
-    error_TE, used = softmax(p, score_TE, prob_TE, 0.0), case.cfg.experts_used
+    found, used = softmax(p, score_TE, prob_TE, 0.0), case.cfg.experts_used
+    error_TE = found.error(p, np.ones_like(prob_TE))
     kept_TE = case.ref > 0
     least_T = np.min(np.where(kept_TE, prob_TE - error_TE, 1), axis=-1)
     most_T = np.max(np.where(kept_TE, 0, prob_TE + error_TE), axis=-1)
@@ -152,7 +150,7 @@ def project_by_expert(case: Case) -> np.ndarray:
     """A projection of each expert's own part."""
     x_TEF, name = case.tensor("ffn.act"), case.op.weights[0]
     magnitude_EDF, roundings = case.oracle.weights.magnitude(name, case.layer)
-    signed_EDF = None if case.precision.order is None else case.weight(name)
+    signed_EDF = case.signed(name)
     parts = [
         projected(
             case.precision,
@@ -172,9 +170,7 @@ def mix_experts(case: Case) -> np.ndarray:
     weight_TE1 = case.tensor("ffn.route")[..., None]
     terms_TDE = np.moveaxis(x_TED * weight_TE1, 1, -1)
     flushed = terms_TDE.shape[-1] * p.tiny * (2 + largest(x_TED))
-    if p.order is not None:
-        return total_error(p, terms_TDE, p.u) + flushed
-    return p.sum_error(terms_TDE.shape[-1], 1) * np.abs(terms_TDE).sum(axis=-1) + flushed
+    return total_error(p, terms_TDE) + flushed
 
 
 OP_BOUNDS = {

@@ -74,7 +74,9 @@ class Policy:
     weight: storage of the weights (the GGUF's fp32 dequantised values, rounded to it).
     activation: storage of every site's tensor. kv: storage of the KV cache.
     compute: dtype of the arithmetic inside an op, accumulation included; score, softmax and pv
-    override it for attention's three ops. order: of every sum of products, mean and softmax.
+    override it for attention's three ops. order: of every sum of products, mean and softmax;
+    mfma:<kind> of the products alone, since a matrix core adds nothing but products: the means of
+    norms and the sums of softmax run on vector ALUs on this chip, and stay in XLA's order here.
     probs: what probabilities are rounded to before they meet V. exp: which exponential.
     rules: changes by site and layer, later ones over earlier.
     """

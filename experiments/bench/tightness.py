@@ -1,19 +1,29 @@
 """How close the bounds of greta_jax come to the errors that evaluations really make."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
 
+from greta_jax import mfma
 from greta_jax.bounds import OpPrecision, bound
 from greta_jax.graph import FINAL_NORM, INPUTS, KV_SITES, LOGITS
 from greta_jax.model import Oracle
-from greta_jax.precision import Policy
+from greta_jax.precision import MATRIX_SITES, Policy
 from greta_jax.replay import replay
 
 KINDS = ("ordinary", "small", "wide", "cancelling", "growing", "subnormal", "sparse")
 """Made-up inputs; all but the first are adversarial in some way."""
 
+LOOSEST = 100
+"""How many times the largest error a running bound may be, on ordinary inputs: what was asked."""
+
+ATTENTION = ("attn.scores", "attn.probs", "attn.out")
+FAILURE = 1e-9
+SLOTS = (64, 1024, 4096)
+QUERIES = 4
+EXP_ULP = 1.0  # XLA's exponential, in ulp: 0.7 is the largest of two million arguments
 FLUSHED_BELOW = 2.0**-120
 LAYER = 0
 
@@ -32,10 +42,20 @@ class Case:
             Policy.uniform(self.dtype), name=f"{self.dtype} {self.order}", order=self.order
         )
 
+    @property
+    def on_cores(self) -> bool:
+        """Whether matrix cores make the products; they round the operands themselves."""
+        return self.order.startswith("mfma")
+
     def declared(self, with_weights: bool) -> OpPrecision:
         """The same, as an engine declares it; a bf16 product rounds the weight first."""
-        operand = self.dtype if with_weights and self.dtype != "float32" else None
-        return OpPrecision(self.dtype, self.dtype, self.order, operand=operand, rescales=0)
+        rounds = with_weights and self.dtype != "float32" and not self.on_cores
+        return OpPrecision(
+            *(self.dtype, self.dtype, self.order),
+            operand=self.dtype if rounds else None,
+            exp_ulp=EXP_ULP,
+            rescales=0,
+        )
 
 
 def sites_of(oracle: Oracle) -> tuple[str, ...]:
@@ -43,13 +63,15 @@ def sites_of(oracle: Oracle) -> tuple[str, ...]:
     return ("embed", *(op.site for op in (*oracle.ops, FINAL_NORM, LOGITS)))
 
 
-def draw(oracle: Oracle, site: str, kind: str, rng, tokens: int, dtype: str) -> dict:
-    """Inputs of one op for some tokens, exact in `dtype`."""
+def draw(
+    oracle: Oracle, site: str, kind: str, rng, tokens: int, dtype: str, slots: int | None = None
+) -> dict:
+    """Inputs of one op for some tokens, exact in `dtype`; a cache has `slots` (None: as many)."""
     row = {op.site: op for op in (*oracle.ops, FINAL_NORM, LOGITS)}.get(site)
-    attends = site in ("attn.scores", "attn.probs", "attn.out")
-    names = INPUTS[site] if row is None or attends else row.inputs
+    names = INPUTS[site] if row is None or site in ATTENTION else row.inputs
     rotated = any(name == "rotation" for name in names)
-    values = {name: _draw(oracle, name, kind, rng, tokens) for name in names if name != "rotation"}
+    rows = {name: slots if slots and name in KV_SITES else tokens for name in names}
+    values = {n: _draw(oracle, n, kind, rng, rows[n]) for n in names if n != "rotation"}
     if rotated:
         values["positions"] = np.sort(rng.integers(0, oracle.config.context, tokens))
     return {
@@ -104,25 +126,59 @@ def ratios(oracle: Oracle, site: str, inputs: dict, case: Case, *declared: OpPre
     return found
 
 
-def table(oracle: Oracle, case: Case, tokens: int, seed: int = 0) -> dict[str, dict[str, float]]:
-    """By site: the largest ratio on ordinary inputs for each form of bound, and the worst of all.
+@dataclass(frozen=True)
+class Tightness:
+    """Largest error over its bound of one op, `worst` over every kind of input.
 
-    Keys: `running` (partial sums of the declared order), `any` (any order), `likely` (running, with
-    a failure probability of 1e-9 an element), `worst` (running, adversarial inputs included).
+    On ordinary inputs: `running` (partial sums of the declared order), `any` (any order), `likely`
+    (running, with a failure probability of 1e-9 an element).
     """
-    found = {}
-    for number, site in enumerate(sites_of(oracle)):
-        rng = np.random.default_rng([seed, number])
-        weights = bool({op.site: op for op in (*oracle.ops, LOGITS)}.get(site, LOGITS).weights)
-        running = case.declared(weights)
-        forms = {
-            "running": running,
-            "any": replace(running, order=None),
-            "likely": replace(running, failure=1e-9),
-        }
-        inputs = draw(oracle, site, KINDS[0], rng, tokens, case.dtype)
-        row = dict(zip(forms, ratios(oracle, site, inputs, case, *forms.values()), strict=True))
-        others = [draw(oracle, site, kind, rng, tokens, case.dtype) for kind in KINDS[1:]]
-        adverse = [ratios(oracle, site, one, case, running)[0] for one in others]
-        found[site] = row | {"worst": max(row["running"], *adverse)}
-    return found
+
+    running: float
+    any: float
+    likely: float
+    worst: float
+
+    @property
+    def exceeded(self) -> bool:
+        """No evaluation may be beyond a bound; NaN is."""
+        return not max(self.any, self.likely, self.worst) <= 1
+
+    @property
+    def loose(self) -> bool:
+        """Too far from the largest error, if any ordinary result has one."""
+        return 0 < self.running < 1 / LOOSEST
+
+
+def measure(oracle: Oracle, site: str, case: Case, tokens: int, seed=0, slots=None) -> Tightness:
+    """One op on `tokens` inputs of each kind; attention on a cache of `slots` if given."""
+    rng = np.random.default_rng([seed, sites_of(oracle).index(site), slots or 0])
+    weights = bool({op.site: op for op in (*oracle.ops, LOGITS)}.get(site, LOGITS).weights)
+    running = case.declared(weights)
+    operand = mfma.KINDS[running.core].dtype if running.core else running.operand
+    forms = {
+        "running": running,
+        "any": replace(running, order=None, operand=operand),
+        "likely": replace(running, failure=FAILURE),
+    }
+    found, worst = {}, 0.0
+    for kind in KINDS:
+        inputs = draw(oracle, site, kind, rng, tokens, case.dtype, slots)
+        asked = {"running": running} if found else forms
+        one = dict(zip(asked, ratios(oracle, site, inputs, case, *asked.values()), strict=True))
+        found, worst = found or one, float(np.maximum(worst, one["running"]))
+    return Tightness(**found, worst=worst)
+
+
+def lines(oracle: Oracle, case: Case, tokens: int, seed: int = 0) -> Iterator[tuple]:
+    """Of every op that the case's order rules: its name and Tightness."""
+    sites = [site for site in sites_of(oracle) if site in MATRIX_SITES or not case.on_cores]
+    yield from ((site, measure(oracle, site, case, tokens, seed)) for site in sites)
+
+
+def attention_lines(oracle: Oracle, case: Case, seed: int = 0) -> Iterator[tuple]:
+    """The same of attention's ops on caches of SLOTS."""
+    for slots in SLOTS:
+        for site in ATTENTION:
+            if site in MATRIX_SITES or not case.on_cores:
+                yield f"{site}, S = {slots}", measure(oracle, site, case, QUERIES, seed, slots)
