@@ -23,7 +23,6 @@ ATTENTION = ("attn.scores", "attn.probs", "attn.out")
 FAILURE = 1e-9
 SLOTS = (64, 1024, 4096)
 QUERIES = 4
-EXP_ULP = 1.0  # XLA's exponential, in ulp: 0.7 is the largest of two million arguments
 FLUSHED_BELOW = 2.0**-120
 LAYER = 0
 
@@ -50,12 +49,8 @@ class Case:
     def declared(self, with_weights: bool) -> OpPrecision:
         """The same, as an engine declares it; a bf16 product rounds the weight first."""
         rounds = with_weights and self.dtype != "float32" and not self.on_cores
-        return OpPrecision(
-            *(self.dtype, self.dtype, self.order),
-            operand=self.dtype if rounds else None,
-            exp_ulp=EXP_ULP,
-            rescales=0,
-        )
+        operand = self.dtype if rounds else None
+        return OpPrecision(self.dtype, self.dtype, self.order, operand=operand, rescales=0)
 
 
 def sites_of(oracle: Oracle) -> tuple[str, ...]:
