@@ -32,8 +32,14 @@ PRODUCTS_IN_FLIGHT = 2
 """Chunks that a CPU may have under way: the next is decoded while the last is multiplied, and the
 memory of those before is used again."""
 
-MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**30), "M_MMAP_THRESHOLD": (-3, 2**25)}
-"""glibc's numbers (malloc.h): give back no freed memory below 1 GiB, map nothing below 32 MiB."""
+MALLOPT = {
+    "M_TRIM_THRESHOLD": (-1, 2**30),
+    "M_MMAP_THRESHOLD": (-3, 2**25),
+    "M_TOP_PAD": (-2, 2**26),
+}
+"""glibc's numbers (malloc.h): give back no freed memory below 1 GiB, map nothing below 32 MiB, and
+keep the heaps of other threads (64 MiB each), which are unmapped when empty however much is freed.
+"""
 
 
 def in_use() -> bool:

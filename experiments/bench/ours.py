@@ -4,6 +4,7 @@ import gc
 import hashlib
 import math
 import time
+from collections.abc import Callable
 
 from experiments import flags
 from experiments.bench.process import peak_rss_bytes, timed
@@ -87,19 +88,41 @@ def _passes(question: dict, dtype: str, tokens: int, resident: bool) -> dict:
         "flop": product_flop(model, tokens),
     }
     if question.get("tapped"):
-        found["tapped_s"] = _tapped_s(model, ids, question["tapped"])
+        found |= _tapped(model, dtype, ids, question["tapped"])
     found |= memory()
     if question.get("products", True):
         found["products_s"] = products_s(model, dtype, tokens)
     return found
 
 
-def _tapped_s(model, ids, layers: list[int]) -> float:
-    """Seconds of a streamed pass that also returns every site of some layers."""
+def _tapped(model, dtype: str, ids, layers: list[int]) -> dict:
+    """Seconds of a streamed pass that also returns every site of some layers, and of its products.
+
+    Those of a layer are made alone after each layer, in the forward's chunks: the speed of a shared
+    machine changes by half within seconds, and so it changes for both sides.
+    """
     from greta_jax.stream import stream
     from greta_jax.taps import Taps
 
-    return timed(lambda: stream(model, ids, Taps.everything(layers)))[0]
+    *layer, head = matrices(model)
+    layer = layer[: len(layer) // model.config.layers]
+    alone = {shape: _chunked_product(dtype, len(ids), *shape) for shape in {*layer, head}}
+    beside = []
+
+    def products(_):
+        beside.append(sum(alone[shape]() for shape in layer))
+
+    total_s, _ = timed(lambda: stream(model, ids, Taps.everything(layers), report=products))
+    return {"tapped_s": total_s - sum(beside), "beside_s": sum(beside) + alone[head]()}
+
+
+def _chunked_product(dtype: str, tokens: int, rows: int, columns: int) -> Callable[[], float]:
+    """What times a matrix's products once, as many rows at a time as the forward takes."""
+    from greta_jax.weights import rows_of_chunk
+
+    n = min(rows_of_chunk(columns), rows)
+    product, count = _product(dtype, tokens, columns, n), math.ceil(rows / n)
+    return lambda: timed(lambda: product(count))[0] * rows / (n * count)
 
 
 def one_pass(model, ids) -> dict:
@@ -195,7 +218,14 @@ def matrix_rate(dtype: str, size: int) -> float:
 
 
 def _product_s(dtype: str, tokens: int, columns: int, rows: int) -> float:
-    """Seconds of x[T, X] times w[E, X] of random numbers: the best of three rounds."""
+    """Seconds of one product: the best of three rounds."""
+    product = _product(dtype, tokens, columns, rows)
+    count = max(1, min(8, int(2e12 / (2.0 * tokens * columns * rows))))
+    return min(timed(lambda: product(count))[0] for _ in range(3)) / count
+
+
+def _product(dtype: str, tokens: int, columns: int, rows: int) -> Callable[[int], None]:
+    """What multiplies x[T, X] by w[E, X] of random numbers so many times; it has done so once."""
     import jax
     import jax.numpy as jnp
 
@@ -204,12 +234,7 @@ def _product_s(dtype: str, tokens: int, columns: int, rows: int) -> float:
     x = jax.random.normal(keys[0], (tokens, columns), dtype)
     w = jax.random.normal(keys[1], (rows, columns), dtype)
     product(x, w).block_until_ready()
-    count = max(1, min(8, int(2e12 / (2.0 * tokens * columns * rows))))
-
-    def several():
-        jax.block_until_ready([product(x, w) for _ in range(count)])
-
-    return min(timed(several)[0] for _ in range(3)) / count
+    return lambda count: jax.block_until_ready([product(x, w) for _ in range(count)])
 
 
 def memory() -> dict:

@@ -65,8 +65,10 @@ def _passes(found: dict[str, dict]) -> str:
             row += [f"{1e3 * sorted(layers)[len(layers) // 2]:.2f}", f"{1e3 * max(layers):.2f}"]
             row += [f"{1e3 * again['head_s']:.1f}", f"{again['to_host_s']:.2f}"]
             row += [f"{busy / 1e12:.2f}", f"{100 * busy / rate:.0f} %"]
-            row += [f"{one['products_s']:.1f}" if "products_s" in one else "-"]
-            row += [_ratio(again["total_s"], one), _ratio(one.get("tapped_s"), one)]
+            row += [_seconds(one, "products_s")]
+            row += [_ratio(again["total_s"], one.get("products_s"))]
+            row += [_seconds(one, "tapped_s"), _seconds(one, "beside_s")]
+            row += [_ratio(one.get("tapped_s"), one.get("beside_s"))]
             row += [f"{peak / GiB:.2f}", "yes" if one["bit_equal"] else "NO"]
             rows.append(row)
         decode = answer.get("decode")
@@ -74,15 +76,17 @@ def _passes(found: dict[str, dict]) -> str:
         notes.append(f"{name}: matrix rate {rate / 1e12:.2f} TFLOP/s on {answer['device']}{speed}")
     heads = ["model", "T", "weights", "first s", "again s", "layer ms", "worst ms", "head ms"]
     heads += ["to host s", "TFLOP/s", "of rate", "products s", "x products"]
-    heads += ["tapped x", "peak GiB", "bit-equal"]
+    heads += ["tapped s", "products beside s", "tapped x", "peak GiB", "bit-equal"]
     return "\n".join([aligned("The oracle, layer by layer", heads, rows), *notes]) if rows else ""
 
 
-def _ratio(seconds: float | None, one: dict) -> str:
+def _seconds(one: dict, key: str) -> str:
+    return f"{one[key]:.1f}" if key in one else "-"
+
+
+def _ratio(seconds: float | None, products_s: float | None) -> str:
     """Against the products with weights alone."""
-    if seconds is None or "products_s" not in one:
-        return "-"
-    return f"{seconds / one['products_s']:.2f}"
+    return "-" if seconds is None or products_s is None else f"{seconds / products_s:.2f}"
 
 
 def _torch(found: dict[str, dict]) -> str:
