@@ -26,6 +26,22 @@ def test_a_pass_is_bit_equal_and_streamed_is_resident(small, monkeypatch):
     assert len(streamed["again"]["layer_s"]) == synthetic.SHAPES["small"].layers
 
 
+def test_a_tapped_pass_is_measured_beside_its_products(small, monkeypatch):
+    made = []
+    once = ours._chunked_product
+
+    def counted(*question):
+        seconds = once(*question)
+        return lambda: made.append(question[2:]) or seconds()
+
+    monkeypatch.setattr(ours, "_chunked_product", counted)
+    model = ours.oracle({"model": small}, "float64", False)
+    found = ours._tapped(model, "float64", ours.token_ids(model, 19), [0, 2])
+    assert found["tapped_s"] > 0 and found["beside_s"] > 0
+    assert made == ours.matrices(model), "every product once, in the order of the pass"
+    ours._OPEN.clear()
+
+
 def test_the_counted_products_are_those_of_the_shape(small):
     model = ours.oracle({"model": small}, "float64", False)
     per_layer = 2 * 256 * 256 + 2 * 128 * 256 + 3 * 512 * 256
