@@ -1,6 +1,6 @@
 """The oracle: a GGUF model evaluated under a Policy, prefill and decode, with taps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -219,6 +219,14 @@ class Oracle:
 
     def apply(self, op: Op, layer: int, tensors: dict) -> jax.Array:
         """One op of the table on tensors by name, with this oracle's weights and policy."""
+        *_, whole = self.applying(op, layer, tensors)
+        return whole
+
+    def applying(self, op: Op, layer: int, tensors: dict) -> Iterator[jax.Array | None]:
+        """`apply` in steps, one after each chunk of a matrix; the last yields the result.
+
+        Several oracles that step together can share each chunk while it is in memory.
+        """
         inputs = []
         for name in op.inputs:
             value = tensors[name]
@@ -227,13 +235,15 @@ class Oracle:
         cfg, how = self.config.layer(layer), self.policy.at(op.site, layer)
         if not op.output:
             weights = [w for name in op.weights for w in self.weights.chunks(name, layer)]
-            return evaluate(op, how, cfg, inputs, weights)
+            yield evaluate(op, how, cfg, inputs, weights)
+            return
         # What saturates hides an infinity from whoever looks at products.
         shown = {how.weight, how.store} <= set(FLOATS) and cfg.logit_cap is None
         parts = []
         for w_EX in self.weights.chunks(op.weights[0], layer, checked=not shown):
             parts.append(evaluate(op, how, cfg, inputs, (w_EX,)))
             accelerator.pace(parts)
+            yield None
         if shown:
             self.weights.check_products(op.weights[0], layer, parts)
         whole_TE = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
@@ -241,7 +251,7 @@ class Oracle:
             (bias_E,) = self.weights.chunks(op.bias, layer)
             whole_TE = stored(whole_TE + bias_E.astype(whole_TE.dtype)[None, :], how.store)
         sizes = [self.config.dimensions[letter] for letter in op.output]
-        return whole_TE if len(sizes) == 1 else whole_TE.reshape(-1, *sizes)
+        yield whole_TE if len(sizes) == 1 else whole_TE.reshape(-1, *sizes)
 
     def _check(self, ids_T: np.ndarray, cache: KVCache, taps: Taps) -> None:
         taps.check_layers(self.config.layers)

@@ -9,6 +9,7 @@ from experiments.flags import UNREPEATED
 FLAGS = (
     (absl_flags.DEFINE_enum, "study", "one_factor", STUDIES, "Which policies are compared."),
     (absl_flags.DEFINE_list, "factors", list(DEFAULT), "Deviations: FIELD=VALUE[@SITE][/LAYERS]."),
+    (absl_flags.DEFINE_list, "base", [], "Deviations of every policy of the study: kv=fp16."),
     (absl_flags.DEFINE_float, "kl_budget", 1e-3, "Nats a token that precision may cost."),
     (absl_flags.DEFINE_enum, "compare", "none", ["none", "engine"], "Measure the engine beside."),
 )

@@ -1,19 +1,19 @@
 """Runs a study: prompts, policies, measurements, and the record its page is made of."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from experiments.ablation import evaluate, outputs, search, studies
-from experiments.ablation.evaluate import Cost
-from experiments.ablation.factors import parse
-from experiments.align import sites
+from experiments.ablation import evaluate, explained, outputs, search, studies
+from experiments.ablation.evaluate import Cost, Engine
+from experiments.ablation.factors import SHORT, Factor, combined, parse
+from experiments.ablation.studies import UNITS, Variant
 from experiments.align.records import writable_dir
 from experiments.flags import EXIT_INCONCLUSIVE, EXIT_PASS, Config, UsageError
 from experiments.progress import Clock
 from experiments.reference import tokenise
+from experiments.report import ablation_page
 from experiments.report.page import Table
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
@@ -21,7 +21,8 @@ from greta_jax.precision import Policy
 DTYPES = {"fp64": "float64", "fp32": "float32"}
 VERDICTS = {EXIT_PASS: "MEASURED", EXIT_INCONCLUSIVE: "NOTHING MEASURED"}
 
-EngineCost = Callable[[Oracle, str, Sequence[int]], Cost]
+EngineOf = Callable[[Sequence[int]], tuple[Engine, Mapping]]
+"""Of a prompt's tokens: what the engine holds, and the precision that it declares by site."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Asked:
 
     study: str
     factors: tuple[str, ...]
+    base: tuple[str, ...]
     kl_budget: float
     compare: str
 
@@ -43,134 +45,156 @@ class Study:
     facts: dict
     costs: Mapping[str, Mapping[str, Cost]]
     summaries: Sequence[studies.Summary]
-    layers_kept: Sequence[search.KvLayers]
+    kept: Sequence[search.Kept]
     engine: Mapping[str, Cost]
+    engine_rows: Sequence[explained.SiteRow]
 
     @property
     def exit_code(self) -> int:
-        measured = self.summaries or self.layers_kept
-        return EXIT_PASS if measured else EXIT_INCONCLUSIVE
+        return EXIT_PASS if self.summaries else EXIT_INCONCLUSIVE
 
 
-def run(config: Config, asked: Asked, clock: Clock, engine_cost: EngineCost) -> Study:
+def run(config: Config, asked: Asked, clock: Clock, engine_of: EngineOf) -> Study:
     """Raises UsageError and FactorError before anything slow starts."""
     writable_dir(config.out_path)
     if not asked.kl_budget > 0:
         raise UsageError(f"--kl_budget={asked.kl_budget:g}: must be above 0")
     with clock.stage("oracle load"):
-        base = Policy.uniform(DTYPES[config.precision])
         reference = Oracle.open(config.model, Policy.fp64())
         layers = reference.config.layers
+        base = _base(config.precision, [parse(text, layers) for text in asked.base])
         factors = [parse(text, layers) for text in asked.factors]
         if len({str(factor) for factor in factors}) < len(factors) or not factors:
             raise UsageError("--factors is empty or names one twice")
+        if asked.study == "pairs" and len(factors) < 2:
+            raise UsageError("--study=pairs needs two --factors or more")
         ids = {prompt: tokenise(reference, prompt, config.max_tokens) for prompt in config.prompt}
     found = studies.variants(asked.study, base, factors, layers)
-    costs: dict[str, dict[str, Cost]] = {variant.name: {} for variant in found}
-    for prompt, token_ids in ids.items() if found else ():
-        with clock.counted("layers", prompt) as progress:
-            policies = [variant.policy for variant in found]
-            measured = evaluate.costs(reference, policies, token_ids, progress=progress)
-        for variant, cost in zip(found, measured, strict=True):
-            costs[variant.name][prompt] = cost
     kept = []
-    if asked.study == "kv_layers":
-        for factor in factors:
-            with clock.stage("search", str(factor)):
-                measure = _measure(reference, ids.values())
-                kept.append(search.kv_layers(base, factor, layers, asked.kl_budget, measure))
-    engine = {}
+    for factor in factors if asked.study in UNITS else ():
+        measure = _MeanKl(reference, ids, clock)
+        answer, spared = _searched(asked, base, factor, layers, measure)
+        kept, found = [*kept, answer], [*found, *spared]
+    held: dict[str, Engine] = {}
     if asked.compare == "engine":
         for prompt, token_ids in ids.items():
             with clock.stage("engine", prompt):
-                engine[prompt] = engine_cost(reference, prompt, token_ids)
+                held[prompt], declared = engine_of(token_ids)
+        policy = explained.policy(declared)
+        found.append(Variant(policy.name, (), policy))
+    costs, engine = _measured(reference, found, ids, held, clock)
     summaries = [studies.summary(name, list(costs[name].values())) for name in costs]
     facts = {"model_sha256": reference.model_sha256[:12], "layers": layers, "base": base.name}
-    facts["tokens"] = sum(map(len, ids.values()))
-    return Study(asked, config, facts, costs, summaries, kept, engine)
+    facts |= {"prompts": ", ".join(ids), "tokens": sum(map(len, ids.values()))}
+    rows = explained.rows(costs, engine) if engine else []
+    return Study(asked, config, facts, costs, summaries, kept, engine, rows)
 
 
-def _measure(reference: Oracle, prompts) -> search.MeasureAll:
-    def mean_kl(policies: Sequence[Policy]) -> list[float]:
-        per_prompt = [evaluate.costs(reference, policies, ids, False) for ids in prompts]
-        by_policy = zip(*per_prompt, strict=True)
-        return [float(np.concatenate([c.kl_T for c in costs]).mean()) for costs in by_policy]
+def _base(precision: str, factors: Sequence[Factor]) -> Policy:
+    """What every variant deviates from; the reference it is measured against is always fp64."""
+    plain = Policy.uniform(DTYPES[precision])
+    return replace(combined(plain, factors), name=" ".join([plain.name, *map(str, factors)]))
 
-    return mean_kl
+
+def _measured(
+    reference: Oracle, variants: Sequence[Variant], ids: Mapping, held: Mapping, clock: Clock
+) -> tuple[dict[str, dict[str, Cost]], dict[str, Cost]]:
+    """variant -> prompt -> cost, and the engine's own by prompt."""
+    costs: dict[str, dict[str, Cost]] = {variant.name: {} for variant in variants}
+    engine = {}
+    for prompt, token_ids in ids.items():
+        with clock.counted("layers", prompt) as progress:
+            policies = [variant.policy for variant in variants]
+            measured = evaluate.costs(
+                reference, policies, token_ids, progress=progress, engine=held.get(prompt)
+            )
+        if prompt in held:
+            *measured, engine[prompt] = measured
+        for variant, cost in zip(variants, measured, strict=True):
+            costs[variant.name][prompt] = cost
+    return costs, engine
+
+
+class _MeanKl:
+    """Mean KL in nats of policies over all prompts; every call is one pass a prompt."""
+
+    def __init__(self, reference: Oracle, ids: Mapping[str, Sequence[int]], clock: Clock):
+        self._reference, self._ids, self._clock = reference, ids, clock
+
+    def __call__(self, policies: Sequence[Policy]) -> list[float]:
+        found = []
+        for prompt, token_ids in self._ids.items():
+            with self._clock.counted("search", f"{len(policies)} policies, {prompt}") as progress:
+                found.append(evaluate.costs(self._reference, policies, token_ids, False, progress))
+        by_policy = zip(*found, strict=True)
+        return [float(np.concatenate([cost.kl_T for cost in one]).mean()) for one in by_policy]
+
+
+def _searched(
+    asked: Asked, base: Policy, factor: Factor, layers: int, measure: search.MeasureAll
+) -> tuple[search.Kept, list[Variant]]:
+    """The answer, and the policy that was found unless it is the factor itself."""
+    parts, names = studies.parts(asked.study, factor, layers)
+    chosen, found = search.search(base, parts, asked.kl_budget, measure)
+    kept = tuple(names[n] for n in chosen)
+    shared = dict(low=str(factor), stays=_value_of(base, factor.field), unit=UNITS[asked.study])
+    answer = search.Kept(**shared, parts=names, kept=kept, budget_nats=asked.kl_budget, **found)
+    policy = search.policy_of(base, parts, chosen)
+    return answer, [Variant(f"{factor} but in {', '.join(kept)}", (), policy)] if kept else []
+
+
+def _value_of(policy: Policy, name: str) -> str:
+    """What a policy has where a factor would change it, in words."""
+    value = getattr(policy, name)
+    if value is None:
+        value = "not rounded" if name == "probs" else policy.compute
+    short = {long: brief for brief, long in SHORT.items()}
+    return short.get(value, value)
 
 
 def tables(study: Study) -> list[tuple[str, Table]]:
     """Titles and tables, for the terminal and the page."""
-    found = []
-    if study.summaries:
-        rows = studies.table(study.asked.study, study.summaries, study.asked.kl_budget)
-        found.append((f"Cost of each deviation ({study.asked.study}), against fp64", rows))
-    for kept in study.layers_kept:
-        columns = ("layer", "KL if only it is low", f"{kept.low} allowed")
-        in_words = ["no, keep" if n in kept.kept else "yes" for n in range(len(kept.alone))]
-        rows = [(n, alone, in_words[n]) for n, alone in enumerate(kept.alone)]
-        found.append((f"Layers that can take {kept.low}", Table(columns, rows)))
+    rows = studies.table(study.asked.study, study.summaries, study.asked.kl_budget)
+    found = [(f"Cost of each deviation ({study.asked.study}), against fp64", rows)]
+    found += [
+        (f"What can take {kept.low}", ablation_page.kept_table(asdict(kept))) for kept in study.kept
+    ]
+    if study.engine_rows:
+        title = "The engine's error beside what it declares, and the choice that it is made of"
+        found.append((title, ablation_page.engine_table(engine_records(study))))
     return found
 
 
-def engine_rows(study: Study) -> list[dict]:
-    """The engine's error at each site beside the deviation that comes nearest."""
-    if not study.engine or not study.costs:
-        return []
-    own = _by_site(study.engine)
-    ablated = {name: _by_site(by_prompt) for name, by_prompt in study.costs.items()}
-    rows = []
-    for site in sites.SITES:
-        sizes = {name: size[site] for name, size in ablated.items() if size.get(site)}
-        if site not in own or not sizes:
-            continue
-        nearest = min(sizes, key=lambda name: abs(np.log(sizes[name] / (own[site] or 1e-300))))
-        row = {"site": site, "engine": own[site], "nearest ablation": nearest}
-        row |= {"its error": sizes[nearest], "engine over it": own[site] / sizes[nearest]}
-        rows.append(row | {"explained": own[site] <= max(sizes.values())})
-    return rows
-
-
-def _by_site(by_prompt: Mapping[str, Cost]) -> dict[str, float]:
-    worst: dict[str, float] = {}
-    for (_, site), size in studies.worst_by_place(list(by_prompt.values())).items():
-        worst[site] = max(worst.get(site, 0.0), size)
-    return worst
+def engine_records(study: Study) -> list[dict]:
+    """`explained.SiteRow` as plain values."""
+    return [
+        asdict(row) | {"over_declared": row.over_declared, "answer": row.answer}
+        for row in study.engine_rows
+    ]
 
 
 def sentences(study: Study) -> list[str]:
     """The answers in words."""
     asked = study.asked
-    found = studies.sentences(asked.study, study.summaries, asked.kl_budget)
-    found += [kept.sentence() for kept in study.layers_kept]
+    found = [kept.sentence() for kept in study.kept]
+    own = [row for row in study.summaries if row.name != explained.DECLARED]
+    found += studies.sentences(asked.study, own, asked.kl_budget)
     if study.engine:
-        kl_T = np.concatenate([cost.kl_T for cost in study.engine.values()])
-        found.append(f"engine: {kl_T.mean():.3g} nats a token, {kl_T.max():.3g} at most.")
-        names = [row["nearest ablation"] for row in engine_rows(study)]
-        if names:
-            nearest, count = Counter(names).most_common(1)[0]
-            found.append(f"the engine errs most like {nearest}, at {count} of {len(names)} sites.")
-        lost = [row["site"] for row in engine_rows(study) if not row["explained"]]
-        names = ", ".join(lost)
-        found.append(
-            f"larger than under any deviation of this study, hence unexplained by it: {names}."
-            if lost
-            else "no site of the engine errs more than under some deviation of this study."
-        )
+        found += explained.sentences(study.engine_rows, study.engine)
     return found
 
 
 def record(study: Study, command: str, clock: Clock) -> dict:
     """The record of report.run_file."""
-    first = tables(study)[0][1] if study.summaries else None
+    first = tables(study)[0][1]
     more = {
         "study": study.asked.study,
         "budget_nats": study.asked.kl_budget,
         "rows": [asdict(summary) for summary in study.summaries],
         "places": outputs.places(study.costs),
-        "table": first and {"columns": first.columns, "rows": first.rows},
-        "engine": engine_rows(study),
-        "kept": [asdict(kept) | {"low": str(kept.low)} for kept in study.layers_kept],
+        "table": {"columns": first.columns, "rows": first.rows},
+        "engine": engine_records(study),
+        "kept": [asdict(kept) for kept in study.kept],
     }
     return {
         "experiment": "precision_ablation",
