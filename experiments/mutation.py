@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from experiments import flags, session
+from experiments import flags, outcome, session
 from experiments.align import divergence, faults, records, report, sites
 from experiments.align.errors import AlignError
 from experiments.align.faults import Fault
 from experiments.alignment import Alignment
 from experiments.flags import EXIT_FAIL, EXIT_PASS, EXIT_USAGE, Config
 from experiments.progress import Clock
+from experiments.revision import commit
 from greta_jax.errors import OracleError
 from hip_engine.errors import EngineError
 
@@ -124,22 +125,38 @@ def totals(found: list[Score]) -> list[str]:
 
 
 def publish(config: Config, names: Sequence[str], jobs: int) -> int:
-    """Prints a line for each as it is known, then the table; writes mutation_score.jsonl."""
-    found, console = [], Console(width=report.WIDTH)
+    """A line for each as it is known, kept at once; then the table, totals and page."""
+    found, console, clock = [], Console(width=report.WIDTH), Clock(quiet=config.quiet)
+    shows = not config.quiet and config.output_format == "text"
     path = records.writable_dir(config.out_path) / "mutation_score.jsonl"
-    with records.JsonLines(path) as lines:
+    with records.JsonLines(path) as lines, clock.counted("faults", "and decoys") as progress:
         for one in scores(config, names, jobs):
             found.append(one)
-            lines.append(asdict(one) | {"ok": one.ok})
-            if not config.quiet:
+            lines.append(_record(one))
+            progress(len(found), len(names))
+            if shows:
                 console.print(f"{one.name}: {one.seconds:.1f} s, {one.seen}", markup=False)
-        lines.append({"event": "totals", "lines": totals(found)})
     found.sort(key=lambda one: names.index(one.name))
-    console.print(_table(found))
-    console.print("\n".join(totals(found)), highlight=False)
     failed = [one.name for one in found if not one.ok]
-    print(f"mutation_score: {'FAIL: ' + ', '.join(failed) if failed else 'PASS'}; {path}")
-    return EXIT_FAIL if failed else EXIT_PASS
+    text = f"not as they must be: {', '.join(failed)}"
+    sets, listed = ("all", "quick"), ",".join(names)
+    return outcome.publish(
+        outcome.Outcome(
+            "mutation_score",
+            config,
+            own={"faults": next((n for n in sets if list(names) == faults.chosen([n])), listed)},
+            facts={"commit": commit()},
+            lines=totals(found),
+            reasons=[(EXIT_FAIL, text)] if failed else [],
+            tables=[_table(found)],
+            events=[_record(one) for one in found],
+        ),
+        clock,
+    )
+
+
+def _record(one: Score) -> dict:
+    return {"event": "fault"} | asdict(one) | {"ok": one.ok}
 
 
 def _table(found: list[Score]) -> Table:
@@ -152,9 +169,13 @@ def _table(found: list[Score]) -> Table:
         cells = (_yes(one.detected), "-" if one.decoy else _yes(one.placed), called)
         name = f"{one.name} (decoy)" if one.decoy else one.name
         table.add_row(
-            name, faults.find(one.name).lives_in, *cells, f"{one.seconds:.1f}", _yes(one.ok)
+            name, faults.find(one.name).lives_in, *cells, f"{one.seconds:.1f}", _verdict(one.ok)
         )
     return table
+
+
+def _verdict(ok: bool) -> str:
+    return "[green]yes[/]" if ok else "[bold red]no[/]"
 
 
 def _yes(value: bool) -> str:

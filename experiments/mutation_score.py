@@ -4,7 +4,7 @@ Every fault of experiments/align/faults is a change where it would really live: 
 kernels (rebuilt in memory), of its host code or its weights, of the oracle, or of this harness. For
 each, the run that follows must fail (detected), at the right layer and site (placed), and name the
 mistake: a hypothesis of the oracle is that mistake, or a refusal says so in words (named). Ends
-with the totals, and writes mutation_score.jsonl to --out_dir.
+with the totals; mutation_score.jsonl in --out_dir grows while it runs.
 
 Examples:
   python -m experiments.mutation_score                                     all, on one prompt

@@ -1,8 +1,8 @@
 """Is the oracle to be believed? Laws that any right answer obeys, on the model at hand, in fp64.
 
-Prints one line a law with the largest error over the floor that rounding explains; then the
-residual stream and logits of a made-up prompt beside a forward in torch, where torch is installed.
-Of the shared flags only --model and --debug matter.
+A line a law with the largest error over the floor that rounding explains; then the residual stream
+and logits of a made-up prompt beside a forward in torch, where torch is installed. Of the shared
+flags only --model and those of the output matter.
 
 Examples:
   python -m experiments.oracle_selfcheck
@@ -22,19 +22,29 @@ PROMPT = 24
 
 def main(config: flags.Config) -> int:
     flags.configure_jax()
+    from experiments import outcome
+    from experiments.align import report
+    from experiments.progress import Clock
     from greta_jax.model import Oracle
     from greta_jax.precision import Policy
     from greta_jax.selfcheck import selfcheck
 
+    clock, found = Clock(quiet=config.quiet), outcome.Outcome("oracle_selfcheck", config)
     oracle = Oracle.open(config.model, Policy.fp64())
-    findings = selfcheck(oracle)
+    found.facts = {"model_sha256": oracle.model_sha256}
+    with clock.stage("laws"):
+        findings = selfcheck(oracle)
     if reason := torch_voice.absent(config.model):
-        print(f"not run: agreement with torch: {reason}")
+        found.lines.append(f"not run: agreement with torch: {reason}")
     else:
-        findings.append(agrees_with_torch(oracle, torch_voice.TorchLlama(config.model)))
-    print("\n".join(map(str, findings)))
+        with clock.stage("torch"):
+            findings.append(agrees_with_torch(oracle, torch_voice.TorchLlama(config.model)))
+    found.tables.append(report.table_laws(findings))
+    held = sum(finding.passed for finding in findings)
+    found.lines.append(f"{held} of {len(findings)} laws hold")
     failed = [finding for finding in findings if not finding.passed]
-    return flags.EXIT_ORACLE if failed else flags.EXIT_PASS
+    found.reasons = [(flags.EXIT_ORACLE, str(finding)) for finding in failed]
+    return outcome.publish(found, clock)
 
 
 def agrees_with_torch(oracle, voice):

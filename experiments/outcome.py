@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
+from rich.table import Table
 
 from experiments.align import attn_verify, records, report, sites, verdict
 from experiments.align.compare import SiteVerdict
@@ -43,10 +44,11 @@ class Outcome:
     facts: dict = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     reasons: list[tuple[int, str]] = field(default_factory=list)
-    tables: list[RenderableType] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     verdicts: dict[str, Sequence[SiteVerdict]] = field(default_factory=dict)
     events: list[dict] = field(default_factory=list)
     sure: str = ""
+    width: int = report.WIDTH
 
     @property
     def exit_code(self) -> int:
@@ -108,7 +110,7 @@ def _show(outcome: Outcome, run: run_file.RunFile, clock: Clock, written: list[P
     if config.output_format == "json":
         print(run.path.read_text(encoding="utf-8"), end="")
         return
-    console = Console(width=None if Console().is_terminal else report.WIDTH)
+    console = Console(width=None if Console().is_terminal else outcome.width)
     lines = last_lines(outcome, written)
     if config.quiet:
         lines = [*(text for _, text in outcome.reasons), lines[-1]]
@@ -160,6 +162,7 @@ def _run_record(outcome: Outcome, prompts: list[dict], clock: Clock) -> dict:
         "seconds": clock.seconds,
         "seconds_total": clock.total,
         "facts": outcome.facts,
+        "more": {"tables": [report.as_record(table) for table in outcome.tables]},
     }
 
 

@@ -1,11 +1,13 @@
 """The report: three tables and a verdict, as rich renderables and as plain text."""
 
+import contextlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from experiments.align import sensitivity, sites, verdict
 from experiments.align.compare import SiteVerdict
@@ -240,6 +242,15 @@ def table_kernels(prompt: str, rows: Iterable[tuple[str, int, int, int]]) -> Tab
     return table
 
 
+def table_laws(findings: Sequence) -> Table:
+    """Laws of the oracle: name, largest error over its floor, whether it holds."""
+    table = _table("Laws of the oracle", "law", "largest error / floor", "verdict")
+    for found in findings:
+        verdict_ = "[green]holds[/]" if found.passed else "[bold red]broken[/]"
+        table.add_row(found.law, ratio(found.ratio), verdict_)
+    return table
+
+
 def table_time(seconds_by_stage: Mapping[str, float], total: float) -> Table:
     """Where the time went."""
     table = _table("Where the time went", "stage", "seconds")
@@ -249,6 +260,32 @@ def table_time(seconds_by_stage: Mapping[str, float], total: float) -> Table:
     table.add_row("everything else", f"{other:.2f}")
     table.add_row("total", f"{total:.2f}")
     return table
+
+
+TONES = {"green": "good", "red": "bad", "yellow": "doubt"}
+
+
+def as_record(table: Table) -> dict:
+    """A table as a page draws it: title, columns, rows, and the tone of each verdict."""
+    columns = [[Text.from_markup(str(cell)) for cell in column.cells] for column in table.columns]
+    rows = [[_value(cell.plain) for cell in row] for row in zip(*columns, strict=True)]
+    styles = {cell.plain: " ".join(str(span.style) for span in cell.spans) for cell in columns[-1]}
+    tones = {
+        text: tone
+        for text, style in styles.items()
+        for colour, tone in TONES.items()
+        if colour in style
+    }
+    heads = [str(column.header) for column in table.columns]
+    return {"title": str(table.title), "columns": heads, "rows": rows, "tones": tones}
+
+
+def _value(text: str) -> str | float | int:
+    """A number where the text is one, so that it is set as one."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def plain(*renderables: RenderableType) -> str:

@@ -1,5 +1,6 @@
 """Flags of a nightly run, and what its suites may ask for."""
 
+import importlib
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ _FLAGS = (
     (absl_flags.DEFINE_bool, "quiet", False, "No progress and no table: only the verdict."),
     (absl_flags.DEFINE_string, "figures", None, "Folder for PNG and SVG of the figures."),
 )
+
+
+RUNS_AS_A_CELL = ("flags.run(", "align_traces.run(")
+"""What the program of an experiment ends with, if it takes the shared flags."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +86,30 @@ def _why(check, *arguments) -> str:
     return ""
 
 
-def _flag(name: str, value: str) -> str:
-    shared = flags.define()
-    if name not in shared:
-        return f"--{name} is not a flag of the experiments"
-    return _why(shared, ["suite", f"--{name}={value}"])
+def _flag(experiment: str, name: str, value: str) -> str:
+    """Why that experiment would refuse the flag."""
+    module = importlib.import_module(f"experiments.{experiment}")
+    known = flags.define(getattr(module, "MORE", ()))
+    if name not in known:
+        return f"--{name} is not a flag of {experiment}"
+    return _why(known, ["suite", f"--{name}={value}"])
+
+
+def _kv_dtype(name: str) -> str:
+    return _why(flags.define(), ["suite", f"--kv_dtype={name}"])
 
 
 def _experiment(name: str) -> str:
-    """Why `python -m experiments.<name>` would run nothing."""
+    """Why `python -m experiments.<name>` would run nothing, or not as a cell is run."""
     found = name.isidentifier() and importlib.util.find_spec(f"experiments.{name}")
     if found and found.origin:
         main = Path(found.origin)
         main = main.with_name("__main__.py") if found.submodule_search_locations else main
-        if main.is_file() and "__main__" in main.read_text(encoding="utf-8"):
+        text = main.read_text(encoding="utf-8") if main.is_file() else ""
+        if any(run in text for run in RUNS_AS_A_CELL):
             return ""
+        if "__main__" in text:
+            return f"{name} cannot be a cell: it does not take the flags that experiments share"
     return f"there is no experiment {name!r} (python -m experiments.{name})"
 
 
@@ -106,7 +120,7 @@ def _combination(route: str, kv_dtype: str) -> str:
 CHECKS = Checks(
     prompt=lambda name: _why(flags.prompt_text, name),
     route=lambda name: _why(routes.Route.parse, name),
-    kv_dtype=lambda name: _flag("kv_dtype", name),
+    kv_dtype=_kv_dtype,
     experiment=_experiment,
     flag=_flag,
     combination=_combination,

@@ -20,6 +20,7 @@ VERDICTS = {
     3: "INCONCLUSIVE",
     4: "ORACLE NOT TRUSTED",
 }
+DRIFTS_SHOWN = 5
 UNPRINTABLE = dict.fromkeys(i for i in range(32) if chr(i) not in "\t\n\r")
 
 
@@ -64,7 +65,16 @@ class Night:
             names = ", ".join(cell.name for cell in self.unfinished[:5])
             more = f" and {len(self.unfinished) - 5} more" if len(self.unfinished) > 5 else ""
             found.append(f"not finished: {names}{more}; the same command goes on from here.")
-        return found + [drift_sentence(drift) for drift in self.drifts[:10]] + list(self.notes)
+        return found + [*self._drift_sentences(), *self.notes]
+
+    def _drift_sentences(self) -> list[str]:
+        """Those that grew most, after how many there are."""
+        shown = [drift_sentence(drift) for drift in self.drifts[:DRIFTS_SHOWN]]
+        if len(self.drifts) > DRIFTS_SHOWN:
+            cells = len({drift.cell for drift in self.drifts})
+            count = f"{len(self.drifts)} places of {cells} cells"
+            shown = [f"drift: {count}; the {DRIFTS_SHOWN} that grew most:", *shown]
+        return shown
 
 
 def _reason(result: Result) -> str:
@@ -151,7 +161,8 @@ def run_record(night: Night) -> dict:
     trend = {name: [asdict(p) for p in points] for name, points in (night.trend or {}).items()}
     rows = [
         {
-            **{"name": r.cell.name, "label": r.cell.label, "route": r.cell.route},
+            **{"name": r.cell.name, "experiment": r.cell.experiment, "label": r.cell.label},
+            **{"route": r.cell.route},
             **{"model": r.cell.model, "prompt": r.cell.prompt, "kv_dtype": r.cell.kv_dtype},
             **{"status": r.status, "seconds": r.seconds, "peak_rss_mb": r.peak_rss_mb},
             **{"worst": max((ratio for *_, ratio in r.margins), default=None)},

@@ -14,22 +14,23 @@ MATRIX = ("models", "prompts", "routes", "kv_dtypes")
 FIELDS = {"models": "model", "prompts": "prompt", "routes": "route", "kv_dtypes": "kv_dtype"}
 LIMITS = ("timeout_s", "memory_mb")
 KEYS = ("name", *MATRIX, "experiments", "once", "exclude", *LIMITS, "drift_octaves")
-OWN_FLAGS = ("model", "prompt", "route", "kv_dtype", "out_dir", "quiet", "output_format")
+OWN_FLAGS = ("out_dir", "quiet", "output_format")
+"""Flags of every cell that the run of the suite sets; the matrix sets those of its FIELDS too."""
 
 
 @dataclass(frozen=True)
 class Checks:
     """What is possible: each callable returns why not, or an empty text.
 
-    prompt, route, kv_dtype, experiment take a name, flag a name and a value, combination a route
-    and a KV dtype.
+    prompt, route, kv_dtype, experiment take a name; flag an experiment, a flag and its value;
+    combination a route and a KV dtype.
     """
 
     prompt: Callable[[str], str]
     route: Callable[[str], str]
     kv_dtype: Callable[[str], str]
     experiment: Callable[[str], str]
-    flag: Callable[[str, str], str]
+    flag: Callable[[str, str, str], str]
     combination: Callable[[str, str], str]
 
 
@@ -125,18 +126,19 @@ def _cells(at: At, axes: Axes, limits: Mapping[str, float], checks: Checks) -> l
     name = entry["name"].text()
     if why := checks.experiment(name):
         raise entry["name"].error(why)
-    flags = _flags(entry["flags"], checks, strict=bool(axes)) if "flags" in entry else ()
+    own = OWN_FLAGS + (tuple(FIELDS.values()) if axes else ())
+    flags = _flags(entry["flags"], name, own, checks) if "flags" in entry else ()
     label = entry["label"].text() if "label" in entry else name
-    own = dict(limits) | {limit: entry[limit].number() for limit in LIMITS if limit in entry}
+    limits = dict(limits) | {limit: entry[limit].number() for limit in LIMITS if limit in entry}
     if not axes:
-        return [Cell(name, label, flags=flags, **own)]
+        return [Cell(name, label, flags=flags, **limits)]
     chosen = {axis: _narrowed(entry.get(axis), axes[axis], axis) for axis in MATRIX}
     cells = []
     for model, *rest in itertools.product(*(chosen[axis] for axis in MATRIX)):
         prompt, route, kv_dtype = rest
         place = dict(prompt=prompt, route=route, kv_dtype=kv_dtype)
         path = axes["models"][model]
-        cells.append(Cell(name, label, model, path, flags=flags, **place, **own))
+        cells.append(Cell(name, label, model, path, flags=flags, **place, **limits))
     return cells
 
 
@@ -149,12 +151,14 @@ def _narrowed(listed: At | None, values: Mapping[str, str], axis: str) -> list[s
     return list(dict.fromkeys(at.text() for at in listed.items()))
 
 
-def _flags(listed: At, checks: Checks, strict: bool) -> tuple[tuple[str, str], ...]:
+def _flags(
+    listed: At, experiment: str, own: tuple[str, ...], checks: Checks
+) -> tuple[tuple[str, str], ...]:
     found = []
     for name, at in listed.mapping().items():
-        if name in OWN_FLAGS:
+        if name in own:
             raise at.error(f"--{name} is set by the suite itself")
-        if strict and (why := checks.flag(name, at.text())):
+        if why := checks.flag(experiment, name, at.text()):
             raise at.error(why)
         found.append((name, at.text()))
     return tuple(found)

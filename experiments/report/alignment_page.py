@@ -31,18 +31,26 @@ def page(run: RunFile) -> Page:
         repeat = for_prompt(run.command, prompt)
         sections += error_sections.sections(prompt, found, repeat, prompts=len(loaded))
     sections += judge_sections.sections(events, run.command)
+    sections += _tables(run)
     sections += evidence_sections.sections(run, loaded, events)
     details = {prompt: payload(found, len(loaded)) for prompt, found in loaded.items()}
     return Page(
         title=run.experiment,
         verdict=run.verdict,
         tone=tone(run.exit_code),
-        sentences=[_answer(run, events), *run.lines],
+        sentences=_sentences(run, events),
         facts=_facts(run),
         sections=sections,
         command=run.command,
         details=details,
     )
+
+
+def _sentences(run: RunFile, events: dict[str, list[dict]]) -> list[str]:
+    """The answer first; where no tensor was judged, the run's own first line is one."""
+    if run.prompts or run.exit_code or not run.lines:
+        return [_answer(run, events), *run.lines]
+    return run.lines
 
 
 def _answer(run: RunFile, events: dict[str, list[dict]]) -> str:
@@ -103,6 +111,13 @@ def _divergences(run: RunFile, events: dict[str, list[dict]]) -> Iterator[Sectio
         command=run.command,
         open_table=True,
     )
+
+
+def _tables(run: RunFile) -> Iterator[Section]:
+    """The tables that the terminal shows."""
+    for table in run.more.get("tables", []):
+        drawn = Table(table["columns"], table["rows"], table["tones"])
+        yield Section(table["title"], "", table=drawn, command=run.command, open_table=True)
 
 
 def _divergence_row(prompt: str, first: dict) -> tuple:

@@ -24,7 +24,7 @@ def literal(spec: dict, width: int = WIDTH) -> dict:
 
 def variants(name: str, spec: dict) -> dict[str, dict]:
     """A figure that lets its reader choose local or propagated errors becomes two."""
-    if not any(p.get("bind") for p in spec.get("params", ())):
+    if not any(p["name"] == "part" and "bind" in p for p in spec.get("params", ())):
         return {name: spec}
     found = {}
     for part in ("local", "propagated"):

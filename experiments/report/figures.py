@@ -59,7 +59,8 @@ def config() -> dict:
     }
 
 
-def _figure(**body) -> dict:
+def figure(**body) -> dict:
+    """A plot as wide as its place, with the configuration of all."""
     fit = {"type": "fit-x", "contains": "padding"}
     return {"$schema": SCHEMA, "config": config(), "width": "container", "autosize": fit, **body}
 
@@ -71,11 +72,12 @@ def _bands(title: str) -> dict:
     return {"scale": {"domain": domain, "range": ranges}, "legend": legend, "type": "nominal"}
 
 
-def _axis(field: str, order: Sequence, title: str, angle: int = 0, most: int = 48) -> dict:
+def axis_of(field: str, order: Sequence, title: str, angle: int = 0, most: int = 48) -> dict:
+    """An axis of names in their order, of which at most so many are labelled."""
     step = max(1, -(-len(order) // max(1, most)))
     shown = list(order)[::step]
     axis = {"title": title, "labelAngle": angle, "ticks": False, "domain": False}
-    axis |= {"values": shown, "labelPadding": 6, "labelLimit": 260}
+    axis |= {"values": shown, "labelPadding": 6, "labelLimit": 260, "labelOverlap": angle == 0}
     return {"field": field, "type": "ordinal", "sort": list(order), "axis": axis}
 
 
@@ -95,15 +97,15 @@ def heat_map(
     angle = -50 if any(len(str(name)) > 4 for name in x_order) else 0
     tooltip = [x_field, y_field, "local"] + (["propagated", "status"] if parts else [])
     encoding = {
-        "x": _axis(x_field, x_order, titles[0], angle),
-        "y": _axis(y_field, y_order, titles[1]),
+        "x": axis_of(x_field, x_order, titles[0], angle),
+        "y": axis_of(y_field, y_order, titles[1]),
     }
     shade = {"field": "band", **_bands("largest error over floor")}
     marked = f"datum['{x_field}'] == cursor_x && datum['{y_field}'] == cursor_y"
     part = {"name": "part", "value": "local"}
     if parts:
         part["bind"] = {"input": "radio", "options": ["local", "propagated"], "name": "error: "}
-    return _figure(
+    return figure(
         height=tall * max(1, len(y_order)),
         data={"values": list(values)},
         params=[part, {"name": "cursor_x", "value": None}, {"name": "cursor_y", "value": None}],
@@ -126,7 +128,29 @@ def heat_map(
     )
 
 
-_POWERS = {"labelExpr": "datum.value == 0 ? '0' : format(datum.value, '.2~g')", "tickCount": 6}
+_LABELS = {
+    "labelExpr": "datum.value == 0 ? '0' : abs(datum.value) < 0.001 || abs(datum.value) >= 1e4 "
+    "? format(datum.value, '.2~e') : format(datum.value, '.2~g')",
+    "tickCount": 6,
+}
+MOST_TICKS = 9
+
+
+def _log(sizes: Sequence[float], title: str) -> dict:
+    """A logarithmic axis over `sizes`, with few lines: whole powers of ten, or 1, 2 and 5."""
+    low, high = min(sizes, default=0.1), max(sizes, default=1.0)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= 3 else (1,)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    below = [n for n, tick in enumerate(ticks) if tick <= low * (1 + 1e-9)]
+    above = [n for n, tick in enumerate(ticks) if tick >= high * (1 - 1e-9)]
+    ticks = ticks[below[-1] if below else 0 : above[0] + 1 if above else None]
+    if len(ticks) < 2:
+        ticks = [low / 2, high * 2]
+    shown = ticks[:: -(-len(ticks) // MOST_TICKS)]
+    scale = {"type": "log", "domain": [ticks[0], ticks[-1]], "nice": False}
+    axis = {"labelExpr": _LABELS["labelExpr"], "values": shown}
+    return {"type": "quantitative", "scale": scale, "title": title, "axis": axis}
 
 
 def _tip(field: str) -> dict:
@@ -146,13 +170,13 @@ def waterfall(steps: Sequence[Mapping], unit: str) -> dict:
     scale = {"domain": kinds, "range": [colour("local"), colour("good"), colour("total")]}
     tooltip = [_tip("step"), {"field": "to", "title": unit, "format": ".3g"}]
     tooltip += [{"field": n, "format": ".3g"} for n in ("added", "local", "propagated", "floor")]
-    return _figure(
+    return figure(
         height=15 * len(order),
         data={"values": list(steps)},
         mark={"type": "bar", "cornerRadius": 1},
         encoding={
-            "y": _axis("step", order, "", most=len(order)),
-            "x": {"field": "from", "type": "quantitative", "title": unit, "axis": _POWERS},
+            "y": axis_of("step", order, "", most=len(order)),
+            "x": {"field": "from", "type": "quantitative", "title": unit, "axis": _LABELS},
             "x2": {"field": "to"},
             "color": {"field": "kind", "type": "nominal", "scale": scale, "legend": {"title": ""}},
             "tooltip": tooltip,
@@ -177,8 +201,7 @@ def lines(
     long_names = any(len(name) > 20 for name in series)
     legend = {"title": "", "labelLimit": 420, "columns": 2 if long_names else 0}
     shade = {"field": "series", "type": "nominal", "scale": scale, "legend": legend}
-    y = {"type": "quantitative", "scale": {"type": "log"}, "title": titles[1]}
-    y["axis"] = _POWERS
+    y = _log([v["error"] for v in drawn] + ([rule] if rule else []), titles[1])
     angle = -50 if any(len(str(name)) > 4 for name in order) else 0
     tooltip = [_tip("series"), _tip(field), _tip("error")]
     tooltip += [{"field": "note", "type": "nominal"}] if any("note" in v for v in drawn) else []
@@ -186,7 +209,7 @@ def lines(
         {
             "mark": {"type": "line", "point": {"size": 28}, "strokeWidth": 1.5, "tooltip": True},
             "encoding": {
-                "x": _axis(field, order, titles[0], angle),
+                "x": axis_of(field, order, titles[0], angle),
                 "y": {"field": "error", **y},
                 "color": shade,
                 "tooltip": tooltip,
@@ -196,7 +219,11 @@ def lines(
     if rule is not None:
         mark = {"type": "rule", "strokeDash": [5, 4], "color": colour("bad")}
         layers.append({"mark": mark, "encoding": {"y": {"datum": rule}}})
-    return _figure(height=260, data={"values": drawn}, layer=layers)
+    return figure(height=260, data={"values": drawn}, layer=layers)
+
+
+MOST_LETTERS = 110
+"""Of the names along an axis, that fit beside each other."""
 
 
 def grid(
@@ -214,16 +241,17 @@ def grid(
     tooltip = [{"field": n, "type": "nominal"} for n in (y_field, x_field, "state")]
     tooltip += [{"field": "note", "type": "nominal"}] if labelled else []
     opacity = 0.25 if labelled else 0.85
+    angle = -50 if sum(len(str(name)) for name in x_order) > MOST_LETTERS else 0
     cells = {"mark": {"type": "rect", "stroke": colour("paper"), "opacity": opacity}}
     cells["encoding"] = {"color": shade, "tooltip": tooltip}
     words = {"mark": {"type": "text", "color": colour("ink"), "fontSize": 11}}
     words["encoding"] = {"text": {"field": "text"}}
-    return _figure(
+    return figure(
         height=(30 if labelled else 15) * len(y_order),
         data={"values": list(values)},
         encoding={
-            "x": _axis(x_field, x_order, titles[0]),
-            "y": _axis(y_field, y_order, titles[1]),
+            "x": axis_of(x_field, x_order, titles[0], angle),
+            "y": axis_of(y_field, y_order, titles[1]),
         },
         layer=[cells, words] if labelled else [cells],
     )
@@ -233,50 +261,20 @@ def dots(values: Sequence[Mapping], y: str, x: str, title: str, rule: float | No
     """One dot a row on a log scale; zeros cannot be drawn. `rule`: a level to draw across."""
     order = [value[y] for value in values]
     drawn = [value for value in values if 0 < value[x] < math.inf]
-    scale = {"type": "log"}
-    axis = {"field": x, "type": "quantitative", "scale": scale, "title": title, "axis": _POWERS}
+    axis = {"field": x, **_log([v[x] for v in drawn] + ([rule] if rule else []), title)}
     tooltip = [{"field": y, "type": "nominal"}, {"field": x, "format": ".3g"}]
     marks = {"type": "point", "filled": True, "size": 70, "color": colour("propagated")}
     layers: list[dict] = [
         {
             "mark": marks,
-            "encoding": {"y": _axis(y, order, "", most=len(order)), "x": axis, "tooltip": tooltip},
+            "encoding": {
+                "y": axis_of(y, order, "", most=len(order)),
+                "x": axis,
+                "tooltip": tooltip,
+            },
         }
     ]
     if rule:
         mark = {"type": "rule", "strokeDash": [5, 4], "color": colour("bad")}
         layers.append({"mark": mark, "encoding": {"x": {"datum": rule}}})
-    return _figure(height=18 * max(1, len(order)), data={"values": drawn}, layer=layers)
-
-
-def shades(
-    values: Sequence[Mapping],
-    x: tuple[str, Sequence],
-    y: tuple[str, Sequence],
-    field: str,
-    title: str,
-) -> dict:
-    """A map of sizes that no floor judges: seven shades, in equal steps of the logarithm."""
-    (x_field, x_order), (y_field, y_order) = x, y
-    sizes = sorted(v[field] for v in values if 0 < v[field] < math.inf) or [1.0]
-    low, high = sizes[len(sizes) // 20], sizes[-1]
-    edges = [low * (high / low) ** (i / 6) for i in range(6)]
-    colours = [colour(f"band-{i}") for i in range(len(edges) + 1)]
-    scale = {"type": "threshold", "domain": edges, "range": colours}
-    shade = {"field": field, "type": "quantitative", "scale": scale}
-    shade["legend"] = {"title": title, "direction": "horizontal", "format": ".0e"}
-    shade["legend"]["gradientLength"] = 340
-    tooltip = [{"field": n, "type": "nominal"} for n in (x_field, y_field)]
-    tooltip.append({"field": field, "format": ".3g"})
-    angle = -50 if any(len(str(name)) > 4 for name in x_order) else 0
-    return _figure(
-        height=15 * max(1, len(y_order)),
-        data={"values": list(values)},
-        mark={"type": "rect", "stroke": colour("paper")},
-        encoding={
-            "x": _axis(x_field, x_order, "", angle),
-            "y": _axis(y_field, y_order, y_field),
-            "color": shade,
-            "tooltip": tooltip,
-        },
-    )
+    return figure(height=18 * max(1, len(order)), data={"values": drawn}, layer=layers)

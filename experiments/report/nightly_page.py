@@ -1,9 +1,10 @@
 """The page of a nightly run: verdict, cells, drifts, and margins over time."""
 
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from experiments.report import figures
-from experiments.report.page import Figure, Page, Section, Table, tone
+from experiments.report.page import Figure, Link, Page, Section, Table, tone
 from experiments.report.run_file import RunFile
 
 TONES = {
@@ -11,6 +12,12 @@ TONES = {
     **{"refused": "doubt", "inconclusive": "doubt", "timeout": "doubt", "memory": "doubt"},
 }
 CURVES = ("total", "local", "propagated", "good", "doubt", "focus", "bad", "floor")
+WORDS = 8
+"""Columns of cells that leave room for words; the legend explains the marks of more."""
+MARKS = {"pass": "✓", "fail": "✗", "oracle": "✗", "crash": "✗"}
+MOST_OPEN = 24
+"""Rows of a table that is open from the start."""
+WITH_A_PAGE = ("pass", "fail", "inconclusive", "oracle")
 ANSWERS = {
     0: "Every cell of the suite passed.",
     1: "At least one cell failed.",
@@ -25,9 +32,9 @@ def page(run: RunFile) -> Page:
     sections = [
         *_cells(cells, run),
         *_drifts(run.more.get("drifts", []), run),
-        *_trend(run.more.get("trend", {}), run),
+        *_trend(run.more.get("trend", {}), run.more.get("drifts", []), run),
     ]
-    facts = [(name, str(value)) for name, value in run.facts.items()]
+    facts = [(name, _short(str(value))) for name, value in run.facts.items()]
     return Page(
         title=f"nightly: {run.facts.get('suite', '')}",
         verdict=run.verdict,
@@ -39,6 +46,12 @@ def page(run: RunFile) -> Page:
     )
 
 
+def _short(commit: str) -> str:
+    """Twelve digits of a commit, and whether the tree was changed."""
+    digest, dash, changed = commit.partition("-")
+    return f"{digest[:12]}{dash}{changed}"
+
+
 def _cells(cells: list[dict], run: RunFile) -> Iterator[Section]:
     if not cells:
         return
@@ -47,21 +60,23 @@ def _cells(cells: list[dict], run: RunFile) -> Iterator[Section]:
         row = " ".join(p for p in (cell["label"], cell["model"], cell["prompt"]) if p)
         column = " ".join(p for p in (cell["route"], cell["kv_dtype"]) if p) or "once"
         down, across = [*down, row], [*across, column]
-        value = {"cell": row, "route": column, "state": cell["status"], "text": cell["status"]}
-        values.append(value | {"note": cell["reason"]})
+        value = {"cell": row, "route": column, "state": cell["status"]}
+        values.append(value | {"text": cell["status"], "note": cell["reason"]})
+    if len(set(across)) > WORDS:
+        values = [value | {"text": MARKS.get(value["state"], "?")} for value in values]
     axes = ("route", list(dict.fromkeys(across))), ("cell", list(dict.fromkeys(down)))
-    columns = ("cell", "seconds", "peak MiB", "worst local / floor", "command", "folder", "reason")
+    columns = ("cell", "seconds", "peak MiB", "worst local / floor", "command", "report", "reason")
     rows = [
         (
             *(cell["name"], round(cell["seconds"], 1), round(cell["peak_rss_mb"]), cell["worst"]),
-            *(cell["command"], cell["folder"], cell["reason"], cell["status"]),
+            *(cell["command"], _report(cell), cell["reason"], cell["status"]),
         )
         for cell in cells
     ]
     passed = sum(cell["status"] == "pass" for cell in cells)
     yield Section(
         "Cells",
-        f"{passed} of {len(cells)} cells passed. Each has a folder with its own report.",
+        f"{passed} of {len(cells)} cells passed. The table leads to the report of each.",
         Figure(
             "cells",
             figures.grid(values, *axes, TONES, ("", "")),
@@ -70,6 +85,14 @@ def _cells(cells: list[dict], run: RunFile) -> Iterator[Section]:
         Table((*columns, "verdict"), rows, TONES),
         run.command,
     )
+
+
+def _report(cell: dict) -> Link:
+    """The page of a cell, beside this one; or what it said, if it ended without one."""
+    folder = f"cells/{quote(cell['folder'].rsplit('/', 1)[-1])}"
+    if cell["status"] in WITH_A_PAGE:
+        return Link(cell["label"], f"{folder}/{cell['experiment']}.html")
+    return Link("stderr", f"{folder}/stderr.txt")
 
 
 def _drifts(drifts: list[dict], run: RunFile) -> Iterator[Section]:
@@ -85,21 +108,24 @@ def _drifts(drifts: list[dict], run: RunFile) -> Iterator[Section]:
     ]
     yield Section(
         "Drifts",
-        "Errors that grew against their floor without having reached it yet, or having passed it.",
+        f"{len(drifts)} errors that grew against their floor without having reached it yet, or "
+        "having passed it; those that grew most first.",
         table=Table(columns, rows),
         command=run.command,
-        open_table=True,
+        open_table=len(rows) <= MOST_OPEN,
     )
 
 
-def _trend(trend: dict[str, list[dict]], run: RunFile) -> Iterator[Section]:
-    """The worst margin of each cell over the nights; the eight worst cells are drawn."""
+def _trend(trend: dict[str, list[dict]], drifts: list[dict], run: RunFile) -> Iterator[Section]:
+    """The worst margin of each cell over the nights; eight are drawn, first those that drift."""
     trend = {name: points for name, points in trend.items() if points}
     if not trend:
         return
     nights = sorted({point["at"] for points in trend.values() for point in points})
     labels = {at: at[:16].replace("T", " ") for at in nights}
-    worst = sorted(trend, key=lambda name: -trend[name][-1]["ratio"])[: len(CURVES)]
+    drifting = {drift["name"] for drift in drifts}
+    order = sorted(trend, key=lambda name: (name not in drifting, -trend[name][-1]["ratio"]))
+    worst = order[: len(CURVES)]
     values = [
         {
             **{"night": labels[point["at"]], "series": name, "error": point["ratio"]},
@@ -123,7 +149,8 @@ def _trend(trend: dict[str, list[dict]], run: RunFile) -> Iterator[Section]:
     yield Section(
         "Margins over time",
         "The worst local error over its floor in each cell, night by night. At the broken line, 1, "
-        f"a cell fails. Drawn are the {len(worst)} worst of {len(trend)} cells.",
+        f"a cell fails. Drawn are {len(worst)} of {len(trend)} cells: those that drift, then the "
+        "worst.",
         Figure("trend", spec, f"Curves of {len(worst)} cells over {len(nights)} nights."),
         Table(("cell", "night", "commit", "worst local / floor"), rows),
         run.command,

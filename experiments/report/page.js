@@ -139,7 +139,7 @@ document.querySelectorAll(".copy").forEach((button) =>
   button.addEventListener("click", async () => {
     const code = button.parentElement.querySelector("code");
     try {
-      await navigator.clipboard.writeText(code.textContent);
+      await navigator.clipboard.writeText(code.textContent.trim());
     } catch {
       getSelection().selectAllChildren(code);
       return;

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 PASS, FAIL, DOUBT = "pass", "fail", "doubt"
 TONES = {0: PASS, 1: FAIL}
@@ -23,22 +24,40 @@ def number(value: float | None) -> str:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell that leads to another file."""
+
+    text: str
+    href: str
+
+
+class Cell(NamedTuple):
+    """A cell as it is set."""
+
+    text: str
+    tone: str
+    kind: str
+    href: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows of text or numbers. `tones` colours the cells of the last column by their text."""
+    """Rows of text, numbers or links. `tones`: of the cells of the last column, by their text."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     tones: Mapping[str, str] = field(default_factory=dict)
 
-    def cells(self) -> list[list[tuple[str, str, str]]]:
-        """(text, tone, alignment) of every cell."""
+    def cells(self) -> list[list[Cell]]:
         return [[self._cell(value, i) for i, value in enumerate(row)] for row in self.rows]
 
-    def _cell(self, value: object, column: int) -> tuple[str, str, str]:
+    def _cell(self, value: object, column: int) -> Cell:
+        if isinstance(value, Link):
+            return Cell(value.text, "", "text", value.href)
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
         text = number(value) if isinstance(value, float) else "–" if value is None else str(value)
         last = column == len(self.columns) - 1
-        return text, self.tones.get(text, "") if last else "", "number" if numeric else "text"
+        return Cell(text, self.tones.get(text, "") if last else "", "number" if numeric else "text")
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,12 @@ class Figure:
     axes: tuple[str, ...] = ()
     opens: str = ""
     detail: str = ""
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it is made of cells, which must not become too narrow to hit."""
+        marks = [layer["mark"] for layer in self.spec.get("layer", [self.spec]) if "mark" in layer]
+        return any(mark["type"] == "rect" for mark in marks)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import pytest
 from experiments import flags, mutation, mutation_score
 from experiments.align import faults, records
 from experiments.mutation import Score
+from experiments.report import pages, run_file
 
-ARGUMENTS = ("--prompt=p0_short", "--layers=0,1,2", "--quiet")
+ARGUMENTS = ("--prompt=p0_short", "--layers=0,1,2")
 HERE = "--jobs=1"
 """In this process, whose faults a test may change."""
 
@@ -25,6 +26,9 @@ def test_the_quick_subset_is_found_placed_and_named(tmp_path, capsys):
     assert "named wrongly 0" in text and "decoys fired 0 of 1" in text
     scores = [r for r in records.read(tmp_path / "mutation_score.jsonl") if "name" in r]
     assert {r["name"] for r in scores} == set(faults.QUICK)
+    page = pages.page(run_file.read(tmp_path / "mutation_score_run.json"))
+    assert page.verdict == "PASS" and page.sentences[0].startswith("detected 5 of 5")
+    assert [row[-1] for row in page.sections[0].table.rows] == ["yes"] * len(faults.QUICK)
 
 
 @pytest.mark.slow
@@ -46,7 +50,8 @@ def test_a_fault_that_is_misplaced_and_a_decoy_that_fires_fail_the_score(
     text = capsys.readouterr().out
     assert "detected 1 of 1, placed 0 of 1, named 0 of 1" in text
     assert "named wrongly 2" in text and "decoys fired 1 of 1" in text
-    assert "mutation_score: FAIL: elsewhere, firing" in text
+    assert "not as they must be: elsewhere, firing" in text
+    assert "mutation_score: FAIL (exit 1)" in text
 
 
 def test_an_unknown_fault_is_refused_before_anything_runs(tmp_path, capsys):

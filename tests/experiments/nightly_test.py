@@ -18,7 +18,7 @@ from experiments.align.errors import RecordError
 from experiments.batch import outputs, store
 from experiments.batch.cell import Cell, Result
 from experiments.batch.errors import HistoryError
-from experiments.batch.history import History, Point, drift_of
+from experiments.batch.history import Drift, History, Point, drift_of
 from experiments.report import html, pages, run_file
 from tests.experiments import fake_cell
 
@@ -293,6 +293,13 @@ def test_a_drift_is_flagged_before_it_fails_and_since_which_commit(place, monkey
     assert "drift: " in summary and "since commit commit-c" in summary
 
 
+def test_many_drifts_are_counted_and_the_largest_named():
+    drifts = [Drift("key", "cell", 0, f"site {n}", 0.1, 0.5, "a", "b", 1) for n in range(9)]
+    night = outputs.Night("s", "c", "d", [], [], drifts=drifts)
+    said = [sentence for sentence in night.sentences() if sentence.startswith("drift: ")]
+    assert said[0] == "drift: 9 places of 1 cells; the 5 that grew most:" and len(said) == 6
+
+
 def test_the_summary_goes_to_the_page_of_a_github_job(place, monkeypatch):
     summary = place / "step.md"
     summary.write_text("before\n")
@@ -318,6 +325,10 @@ def test_the_page_of_a_night_is_made_from_its_files(place):
     page = pages.page(run_file.read(place / "out" / "nightly_run.json"))
     assert [section.title for section in page.sections] == ["Cells", "Margins over time"]
     text = html.render(page)
+    links = [row[5] for row in page.sections[0].table.rows]
+    for link in links:
+        folder = place / "out" / Path(link.href).parent
+        assert (folder / "b3_20_run.json").is_file() and link.href in text
     assert "<h1>FAIL</h1>" in text and "1 of 2 cells passed" in text
     assert len(text) < html.LIMIT_BYTES
 

@@ -1,11 +1,13 @@
 """The command: laws and torch agree, a disagreement is exit 4, and a missing torch is said."""
 
 import importlib.util
+import re
 
 import numpy as np
 import pytest
 
 from experiments import flags, oracle_selfcheck, reference, torch_voice
+from experiments.report import pages, run_file
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
 from greta_jax.selfcheck import Finding
@@ -13,11 +15,11 @@ from tests.tiny_gguf import write_architecture
 
 
 @pytest.fixture
-def check(monkeypatch, capsys):
+def check(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(flags, "configure_jax", lambda *device: None)
 
     def run(path) -> tuple[int, str]:
-        argv = ["oracle_selfcheck", f"--model={path}"]
+        argv = ["oracle_selfcheck", f"--model={path}", f"--out_dir={tmp_path}"]
         return flags.run(oracle_selfcheck.main, oracle_selfcheck.__doc__, argv), capsys.readouterr()
 
     return run
@@ -26,7 +28,16 @@ def check(monkeypatch, capsys):
 @pytest.mark.parametrize("which", ["tiny_path", "quantised_path"])
 def test_every_law_and_torch_agree(check, which, request):
     code, shown = check(request.getfixturevalue(which))
-    assert code == 0 and "pass  agrees_with_torch" in shown.out and "FAIL" not in shown.out
+    assert code == 0 and "agrees_with_torch" in shown.out and "broken" not in shown.out
+    assert re.search(r"(\d+) of \1 laws hold", shown.out)
+
+
+def test_every_law_is_on_the_page(check, tiny_path, tmp_path):
+    check(tiny_path)
+    (section,) = pages.page(run_file.read(tmp_path / "oracle_selfcheck_run.json")).sections[:1]
+    laws = {row[0]: row[2] for row in section.table.rows}
+    assert len(laws) > 10 and set(laws.values()) == {"holds"}
+    assert section.table.tones == {"holds": "good"}
 
 
 def test_a_missing_torch_is_said(check, tiny_path, monkeypatch):

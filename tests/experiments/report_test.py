@@ -215,7 +215,9 @@ def test_a_full_disk_keeps_the_page_of_before(failed_run, tmp_path, monkeypatch)
 
 def test_table_cells_are_aligned_and_toned():
     table = Table(("a", "b", "verdict"), [(1.5, None, "ok")], {"ok": "good"})
-    assert table.cells() == [[("1.5", "", "number"), ("–", "", "text"), ("ok", "good", "text")]]
+    assert [cell[:3] for cell in table.cells()[0]] == [
+        *(("1.5", "", "number"), ("–", "", "text"), ("ok", "good", "text"))
+    ]
 
 
 def test_a_page_without_plots_carries_no_plotting_library():

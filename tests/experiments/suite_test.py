@@ -55,8 +55,9 @@ def test_exclusions_take_cells_out(load):
 
 
 def test_once_needs_no_axes(load):
-    made = load("once: [{name: b3_20, flags: {layers: '0'}}]\n")
-    assert made.name == "suite" and made.cells[0].arguments() == ["--layers=0"]
+    made = load("once: [{name: b3_20, flags: {layers: '0', kv_dtype: float32}}]\n")
+    assert made.name == "suite"
+    assert made.cells[0].arguments() == ["--layers=0", "--kv_dtype=float32"]
 
 
 def test_keys_do_not_depend_on_limits_or_on_where_the_model_lies(load, tmp_path):
@@ -84,8 +85,19 @@ REFUSED = {
     "an unknown flag": (
         HEAD + "experiments:\n  - name: b3_20\n    flags: {layer: all}\n",
         8,
-        "--layer is not a flag",
+        "--layer is not a flag of b3_20",
     ),
+    "an unknown flag of its own": (
+        "once:\n  - name: determinism\n    flags: {runs: 3, run: 3}\n",
+        3,
+        "--run is not a flag of determinism",
+    ),
+    "a bad value of a flag of its own": (
+        "once:\n  - name: determinism\n    flags: {runs: many}\n",
+        3,
+        "runs",
+    ),
+    "a program that is no cell": ("once: [nightly]\n", 1, "nightly cannot be a cell"),
     "a bad value of a flag": (
         HEAD + "experiments:\n  - name: b3_20\n    flags:\n      max_tokens: two\n",
         9,
