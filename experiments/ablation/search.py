@@ -48,6 +48,11 @@ class Kept:
                 f"{self.low}: no {self.unit} must stay {self.stays}; in all {count} it costs "
                 f"{self.kl:.3g} nats a token, within {budget}."
             )
+        if not others:
+            return (
+                f"{self.low}: every {self.unit} must stay {self.stays} ({budget}; all {count} at "
+                f"{self.low} cost {self.kl_all_low:.3g} nats a token)."
+            )
         names = ", ".join(self.kept)
         return (
             f"{self.low}: {units if len(self.kept) > 1 else self.unit} {names} must stay "

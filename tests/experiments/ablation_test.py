@@ -248,6 +248,7 @@ def test_an_interaction_that_the_ranking_misses_is_pruned_not_kept():
         (100.0, 0.0, "no layer must stay fp16; in all 5 it costs 15.2 nats a token, within"),
         (9.0, 0.0, "layer 3 must stay fp16; the other 4 of 5 can take it, for 7.25 nats a token"),
         (5.0, 0.5, "layers 1, 3 must stay fp16; the other 3 of 5 can take it, for 3.75 nats"),
+        (0.1, 0.0, "every layer must stay fp16 (the budget of 0.1; all 5 at kv=fp8 cost 15.2"),
         (5.0, 6.0, "no choice of layers meets the budget of 5 nats a token; fp16 in every one"),
     ],
 )
@@ -357,11 +358,11 @@ def test_the_terminal_says_what_took_how_long(tmp_path, capsys):
 
 def test_fp8_layers_are_searched_from_an_fp16_cache(tmp_path, capsys):
     arguments = ("--study=keep_layers", "--factors=kv=fp8/28-31", "--base=kv=fp16")
-    assert run(tmp_path, *arguments, "--kl_budget=1e-6") == flags.EXIT_PASS
+    assert run(tmp_path, *arguments, "--kl_budget=3e-4") == flags.EXIT_PASS
     found = run_file.read(tmp_path / "precision_ablation_run.json")
     (kept,) = found.more["kept"]
     assert kept["stays"] == "fp16" and kept["parts"] == ["28", "29", "30", "31"]
-    assert 0 < len(kept["kept"]) < 4 and kept["kl"] <= 1e-6 < kept["kl_all_low"]
+    assert 0 < len(kept["kept"]) < 4 and kept["kl"] <= 3e-4 < kept["kl_all_low"]
     assert found.lines[0].startswith("kv=fp8/28-31: layer") and "must stay fp16" in found.lines[0]
     titles = [section.title for section in pages.page(found).sections]
     assert titles[0] == "What can take kv=fp8/28-31"
