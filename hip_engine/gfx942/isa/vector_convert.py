@@ -8,11 +8,17 @@ from hip_engine.gfx942.wave import Wave
 
 
 def to_integer(kind: str, bits: int):
-    """Truncate toward zero, saturating; NaN gives 0."""
+    """Truncate toward zero, saturating; NaN gives 0.
+
+    Of a half by way of fp32, which holds it exactly: LLVM's own conversion gives -32768 for some
+    NaN on an x86 with AVX512-FP16.
+    """
     name = "fptoui.sat" if kind == "u" else "fptosi.sat"
 
     def emit(w: Wave, x: Value) -> Value:
-        source = {"half": "f16", "float": "f32", "double": "f64"}[scalar_of(x.ty)]
+        if scalar_of(x.ty) == "half":
+            x = w.cast("fpext", x, V("float"))
+        source = {"float": "f32", "double": "f64"}[scalar_of(x.ty)]
         out = V(f"i{bits}")
         return w.call(out, f"llvm.{name}.v64i{bits}.v64{source}", x)
 
