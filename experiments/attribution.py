@@ -6,13 +6,15 @@ entered them to the one that left. The same gradients carry every op's floor to 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
 from experiments.align import compare, metrics, sites, trace
 from experiments.align.patterns import ranges
+from experiments.align.slabs import grew
 from experiments.align.tokens import Flip, Tokens
 from experiments.align.tokens import compare as compare_tokens
 from experiments.arithmetic import OracleArithmetic
@@ -101,8 +103,8 @@ def attribute(
 ) -> Attribution:
     """Attribution of the margin of `pair` at `position`; `judged` are the layers captured whole.
 
-    Of the cache, the error of the slot that each token appended is counted; of slots overwritten
-    later it is not, and shows as a sum that does not account for the change.
+    Of the cache, the error of the slot that each token appended is counted, and every later change
+    of a slot by what the tokens that read it since then make of it.
     """
     ref_TV, got_TV = (np.asarray(side.rows(sites.NO_LAYER, "logits")) for side in (ref, got))
     cotangent_TV = np.zeros(ref_TV.shape)
@@ -123,11 +125,24 @@ def attribute(
 def _contributions(ops, got: trace.Trace, judged, part: LayerGradients) -> list[Contribution]:
     if part.layer != sites.NO_LAYER and part.layer not in judged:
         return _of_a_run_of_layers(ops, got, judged, part)
-    return [
-        Contribution(part.layer, site, _dot(gradient, _local(ops, got, part.layer, site)))
-        for site, gradient in part.by_site.items()
-        if (part.layer, site) in got
-    ]
+    found = []
+    for site, gradient in part.by_site.items():
+        if (part.layer, site) in got:
+            moved = _dot(gradient, _local(ops, got, part.layer, site))
+            if site in KV_SITES:
+                moved += _overwritten(got.rows(part.layer, site), partial(part.read_from, site))
+            found.append(Contribution(part.layer, site, moved))
+    return found
+
+
+def _overwritten(slabs: compare.Rows, read_from: Callable[[int], np.ndarray]) -> float:
+    """What changes of earlier tokens' slots did through the tokens that read them changed."""
+    moved = 0.0
+    for step in range(1, len(slabs)):
+        if not grew(slabs[step - 1], slabs[step]):
+            change_SKH = metrics.difference(slabs[step][:step], slabs[step - 1])
+            moved += _dot(read_from(step)[:step], change_SKH)
+    return moved
 
 
 def _dot(gradient: np.ndarray, error: np.ndarray) -> float:

@@ -5,7 +5,7 @@ layer is computed again. What an error at a site does to that number is, to firs
 its products with the gradient there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,11 +26,13 @@ class LayerGradients:
     """Of one layer, or of MODEL_LAYER: gradients by site, and the oracle's own tensors there.
 
     Arrays hold the tokens given, T first; of `kv.k` and `kv.v`, the rows those tokens appended.
+    `read_from(site, first)` is the gradient at a slab that only tokens from `first` on read.
     """
 
     layer: int
     by_site: dict[str, np.ndarray]
     tensors: dict[str, np.ndarray]
+    read_from: Callable[[str, int], np.ndarray] | None = None
 
 
 def gradients(oracle: Oracle, token_ids, cotangent_TV: np.ndarray) -> Iterator[LayerGradients]:
@@ -61,7 +63,8 @@ def gradients(oracle: Oracle, token_ids, cotangent_TV: np.ndarray) -> Iterator[L
         for op in reversed(oracle.ops):
             _back(oracle, op, layer, tensors, at)
         flowing = at.pop("resid.in")
-        yield LayerGradients(layer, live.of(at), live.of(tensors))
+        read_from = partial(_read_from, oracle, live, layer, tensors, at)
+        yield LayerGradients(layer, live.of(at), live.of(tensors), read_from)
     yield LayerGradients(MODEL_LAYER, live.of({"embed": flowing}), {})
 
 
@@ -90,6 +93,18 @@ def _forward(oracle: Oracle, sources: dict, layer: int, x_TD) -> dict:
 
 def _back(oracle: Oracle, op: Op, layer: int, tensors: dict, at: dict) -> None:
     """Adds to `at` what the gradient at `op.site` makes of the gradients at its inputs."""
+    for name, value in _pulled(oracle, op, layer, tensors, at[op.site]).items():
+        at[name] = at[name] + value if name in at else value
+
+
+def _read_from(oracle: Oracle, live: _Live, layer: int, tensors, at, site: str, first: int):
+    (op,) = (op for op in oracle.ops if site in op.inputs)
+    here = at[op.site].at[:first].set(0)
+    return live.of(_pulled(oracle, op, layer, tensors, here))[site]
+
+
+def _pulled(oracle: Oracle, op: Op, layer: int, tensors: dict, cotangent) -> dict:
+    """Gradients at the inputs of an op whose result has the gradient `cotangent`, by name."""
     names = [name for name in op.inputs if name not in CONSTANTS]
     values = [tensors[name] for name in names]
     rest = []
@@ -100,7 +115,7 @@ def _back(oracle: Oracle, op: Op, layer: int, tensors: dict, at: dict) -> None:
     pull = partial(_pull, op.function, cfg, how, tuple(values), tuple(rest))
     if op.output:
         found = None
-        whole_TE = at[op.site].reshape(len(values[0]), -1)
+        whole_TE = cotangent.reshape(len(values[0]), -1)
         start, columns = 0, int(np.prod(values[0].shape[1:]))
         for w_EX in oracle.weights.chunks(op.weights[0], layer):
             rows = w_EX.size // columns
@@ -109,9 +124,8 @@ def _back(oracle: Oracle, op: Op, layer: int, tensors: dict, at: dict) -> None:
             start += rows
     else:
         weights = [w for name in op.weights for w in oracle.weights.chunks(name, layer)]
-        found = pull(tuple(weights), at[op.site])
-    for name, value in zip(names, found, strict=True):
-        at[name] = at[name] + value if name in at else value
+        found = pull(tuple(weights), cotangent)
+    return dict(zip(names, found, strict=True))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,6 +70,34 @@ def test_contributions_account_for_the_change(judged, ops, ref, got):
         assert abs(found.sum - found.change) < 0.02 * abs(found.change), found.sentence()
         runs = [c for c in found.contributions if "not judged" in c.name]
         assert bool(runs) == (set(judged) != set(LAYERS))
+
+
+@pytest.mark.parametrize("site", ["kv.k", "kv.v"])
+def test_a_slot_that_a_later_step_overwrote_accounts_for_the_change(site, oracle, ops, ref):
+    """An engine without any rounding, whose step 9 changes two slots of layer 1 and no other."""
+    step, position = 9, T - 1
+    ids = list(ref.run.token_ids_T)
+    first = oracle.prefill(ids[:step], Taps.everything())
+    slabs = list(getattr(first.cache, site[-1]))
+    slabs[1] = slabs[1].at[jnp.array([2, 5])].multiply(1.01)
+    spoilt = replace(first.cache, **{site[-1]: tuple(slabs)})
+    second = oracle.prefill(ids[step:], Taps.everything(), spoilt)
+    rows = {}
+    for place, late in second.taps.items():
+        whole = list(rows_of(place[1], first.taps[place]))
+        if place[1].startswith("kv."):
+            whole += [late[: t + 1] for t in range(step, T)]
+        elif place[1] in ("attn.scores", "attn.probs"):
+            whole += [row_NS[:, : step + t + 1] for t, row_NS in enumerate(late)]
+        else:
+            whole = np.concatenate([whole, late])
+        rows[place] = whole
+    got = trace.Trace(ref.run, rows)
+    found = attribute(ops, ref, got, LAYERS, position, pair_at(ref, position), False)
+    assert abs(found.sum - found.change) < 0.05 * abs(found.change), found.sentence()
+    largest, *others = found.largest
+    assert (largest.layer, largest.site) == (1, site)
+    assert all(abs(c.margin) < 1e-6 * abs(largest.margin) for c in others)
 
 
 def test_an_op_that_erred_is_the_largest_contribution(ops, ref, got):
