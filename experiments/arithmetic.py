@@ -10,6 +10,7 @@ from experiments.align.slabs import GrowingSlabs, append_only
 from experiments.reference import SLOT_SITES, rows_of
 from greta_jax.bounds import OpPrecision, bound
 from greta_jax.determined import predict
+from greta_jax.errors import TokenizerError
 from greta_jax.graph import INPUTS, KV_SITES
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy, unit_roundoff
@@ -53,6 +54,7 @@ class OracleArithmetic:
             self.through,
             self.declared,
             self.bits,
+            partial(spelt, self.fp64),
         )
 
     def through(self, site: str) -> tuple[str, ...]:
@@ -233,6 +235,14 @@ class OracleArithmetic:
         v_SKH = np.abs(np.asarray(inputs["kv.v"], np.float64))
         change_TKGS = change_TNS.reshape(tokens, K, -1, slots)
         return np.einsum("TKGS,SKH->TKGH", change_TKGS, v_SKH).reshape(tokens, heads, H)
+
+
+def spelt(oracle: Oracle, token_id: int) -> str:
+    """The vocabulary's entry of a token id; empty if the file has none."""
+    try:
+        return oracle.tokenizer.token(token_id)
+    except TokenizerError:
+        return ""
 
 
 MATRIX_CORES = {"float16": "mfma:f16", "bfloat16": "mfma:bf16"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from experiments.align import compare, divergence, name_map, report, sites, stor
 from experiments.align.errors import TraceError
 from experiments.align.stored_trace import Stored
 from experiments.align.verdict import Status
-from experiments.arithmetic import OracleArithmetic
+from experiments.arithmetic import OracleArithmetic, spelt
 from experiments.explain import Explained, explain
 from experiments.flags import (
+    EXIT_FAIL,
     EXIT_INCONCLUSIVE,
     EXIT_ORACLE,
+    PROMPTS,
     Config,
     UsageError,
     parse_layers,
@@ -26,7 +29,7 @@ from experiments.progress import Clock
 from experiments.reference import broken_laws, reference_of_tokens
 from experiments.revision import commit
 from greta_jax.bounds import OpPrecision
-from greta_jax.errors import PrecisionError
+from greta_jax.errors import PrecisionError, TokenizerError
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy, unit_roundoff
 
@@ -65,7 +68,7 @@ def judge(name: str, config: Config, own: dict[str, str], clock: Clock) -> Outco
         got = _read(own["got"], names, oracle)
         config = replace(config, layers=_layers(config, got))
         layers = parse_layers(config.layers, oracle.config.layers)
-        _same_prompt(config, got)
+        text = _prompt_text(config, got)
     sides = _sides(oracle, own["ref"], got, layers, clock)
     verdicts, explained = _verdicts(oracle, sides, layers, chosen, clock)
     outcome = Outcome(name, config, {k: v for k, v in own.items() if v != DEFAULTS[k]})
@@ -76,6 +79,7 @@ def judge(name: str, config: Config, own: dict[str, str], clock: Clock) -> Outco
     if first := divergence.first_divergence(j for v in verdicts for j in v.judgements):
         outcome.tables.append(report.table_around(verdicts, first.first))
     outcome.lines += [*_coverage(got, verdicts, layers, oracle), *_findings(verdicts, explained)]
+    _check_token_ids(outcome, oracle, text, got)
     outcome.reasons += [*sides.complaints, *reasons_of(verdicts)]
     outcome.facts |= {"model_sha256": oracle.model_sha256, "commit": commit()}
     outcome.facts |= {"engine": got.manifest.get("engine", "unnamed"), "map": own["map"]}
@@ -106,13 +110,38 @@ def _layers(config: Config, got: Stored) -> str:
     return ",".join(map(str, got.manifest.get("layers") or ())) or "all"
 
 
-def _same_prompt(config: Config, got: Stored) -> None:
-    """Raises UsageError if --prompt was given and is not the trace's."""
-    if dict(config.sources)["prompt"] == "default":
-        return
-    digests = {trace.sha256(prompt_text(prompt)) for prompt in config.prompt}
-    if digests != {got.trace.run.prompt_sha256}:
+def _prompt_text(config: Config, got: Stored) -> str | None:
+    """The text of the trace's prompt, by its digest, if it was shipped or is given as --prompt.
+
+    Raises UsageError if --prompt was given and is not the trace's.
+    """
+    given = dict(config.sources)["prompt"] != "default"
+    names = config.prompt if given else [path.stem for path in PROMPTS.glob("*.txt")]
+    texts = {trace.sha256(text): text for text in map(prompt_text, names)}
+    found = texts.get(got.trace.run.prompt_sha256)
+    if given and (found is None or len(texts) > 1):
         raise UsageError(f"{got.folder} is not a trace of --prompt={','.join(config.prompt)}")
+    return found
+
+
+def _check_token_ids(outcome: Outcome, oracle: Oracle, text: str | None, got: Stored) -> None:
+    """Adds to `outcome` where the trace's ids, also those past a cut, are not its prompt's."""
+    if text is None:
+        outcome.lines.append("token ids were not checked: no --prompt has this trace's digest")
+        return
+    try:
+        ids = oracle.tokenizer.encode_prompt(text)
+    except TokenizerError as error:
+        outcome.lines.append(f"token ids were not checked: {error}")
+        return
+    found = got.manifest["token_ids"][: len(ids)]
+    if differ := trace.tokens_differ(ids, found, partial(spelt, oracle)):
+        position, right, wrong = differ
+        other = (
+            f"token ids: {wrong} at position {position}, where the prompt in the vocabulary of the "
+            f"model's file has {right}: what follows is about other tokens"
+        )
+        outcome.reasons.append((EXIT_FAIL, other))
 
 
 def _sides(oracle: Oracle, ref: str, got: Stored, layers: tuple[int, ...], clock: Clock) -> Sides:
@@ -138,7 +167,7 @@ def _sides(oracle: Oracle, ref: str, got: Stored, layers: tuple[int, ...], clock
     if stored.complaints or got.complaints:  # Whole runs of unequal length are refused.
         tokens = min(len(side.trace.run.token_ids_T) for side in (stored, got))
         stored, got = stored.first_tokens(tokens), got.first_tokens(tokens)
-    trace.require_same_run(stored.trace.run, got.trace.run)
+    trace.require_same_run(stored.trace.run, got.trace.run, partial(spelt, oracle))
     return Sides(stored.trace, stored.precision, got, tuple(complaints))
 
 

@@ -1,6 +1,7 @@
 """The oracle's side of an alignment: tokens, the reference trace and its self-check."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def make_reference(
     oracle: Oracle, prompt: str, max_tokens: int, layers: tuple[int, ...]
 ) -> Reference:
     """Prefill, greedy decode, then one pass over the whole sequence with every site tapped."""
-    ids = tokenise(oracle, prompt, max_tokens)
+    ids, text = tokenise(oracle, prompt, max_tokens), prompt_text(prompt)
     step = oracle.prefill(ids)
     logits = [step.logits_TV[-1]]
     sequence = list(ids)
@@ -71,8 +72,9 @@ def make_reference(
         sequence.append(int(logits[-1].argmax()))
         step = oracle.decode(step.cache, sequence[-1])
         logits.append(step.logits_TV[-1])
-    run = trace.Run(oracle.model_sha256, trace.sha256(prompt_text(prompt)), tuple(sequence))
-    return _checked(oracle, prompt, len(ids), run, np.stack(logits), layers)
+    run = trace.Run(oracle.model_sha256, trace.sha256(text), tuple(sequence))
+    made = _checked(oracle, prompt, len(ids), run, np.stack(logits), layers)
+    return replace(made, complaints=(*_other_ids(oracle, text, ids), *made.complaints))
 
 
 def reference_of_tokens(
@@ -119,6 +121,23 @@ def rows_of(site: str, value: np.ndarray) -> compare.Rows:
 def broken_laws(oracle: Oracle) -> list[str]:
     """The self-check in its quick form; the law of the whole model is checked on each prompt."""
     return [str(found) for found in selfcheck(oracle, quick=True) if not found.passed]
+
+
+def _other_ids(oracle: Oracle, text: str, ids: Sequence[int]) -> list[str]:
+    """Whether the prompt's ids begin with the BOS that the file names, and spell its text.
+
+    SentencePiece writes a space before the text that it does not read back.
+    """
+    tokenizer, bos = oracle.tokenizer, oracle.file.metadata.get("tokenizer.ggml.bos_token_id")
+    if tokenizer.add_bos and bos is not None and list(ids[:1]) != [bos]:
+        return [f"token ids: a prompt begins with {ids[0]}, the file's BOS is {bos}"]
+    spelt, text = tokenizer.decode(ids), text.lstrip(" ")
+    if text in spelt:
+        return []
+    # A vocabulary may lack letters of the text: those are lost by right.
+    letters = {c for i in range(tokenizer.vocab_size) for c in tokenizer.decode([i])}
+    known = ["".join(c for c in words if c in letters) for words in (text, spelt)]
+    return [] if known[0] in known[1] else [f"token ids: the prompt's spell {spelt[:40]!r}"]
 
 
 def _weights_sum_to_one(oracle: Oracle, rows) -> list[str]:

@@ -23,6 +23,7 @@ class Arithmetic:
     through(site): the inputs among which a propagated error is divided; none or several.
     declared(layer, site, inputs): the op in the engine's declared precision, or None.
     bits(layer, site, inputs): the op to its last bit in the engine's declared order, or None.
+    spell(token_id): its entry in the vocabulary; empty if that is not known.
     """
 
     inputs: Callable[[trace.Trace, int, str], Mapping[str, object]]
@@ -32,6 +33,7 @@ class Arithmetic:
     through: Callable[[str], Sequence[str]] = lambda site: ()
     declared: Callable[[int, str, Mapping], RoundingModel | None] = lambda *_: None
     bits: Callable[[int, str, Mapping], Rows | None] = lambda *_: None
+    spell: Callable[[int], str] = lambda _: ""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,6 @@ def judge_all(
     chosen_sites: Iterable[str],
 ) -> Iterator[SiteVerdict]:
     """Verdicts of all chosen places in dataflow order. Raises UnequalKeys before any verdict."""
-    trace.require_same_run(ref.run, got.run)
+    trace.require_same_run(ref.run, got.run, arithmetic.spell)
     for layer, site in sites.places(layers, chosen_sites):
         yield judge_site(ref, got, arithmetic, declared, layer, site)

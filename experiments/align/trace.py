@@ -1,7 +1,8 @@
 """Traces: one tensor for each token, layer and site, under a key that says exactly what it is."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -74,14 +75,39 @@ def require_equal(ref: Key, got: Key) -> None:
             )
 
 
-def require_same_run(ref: Run, got: Run) -> None:
-    """Raises UnequalKeys unless both sides processed the same tokens of one prompt and model."""
-    if len(ref.token_ids_T) != len(got.token_ids_T):
+def require_same_run(ref: Run, got: Run, spell: Callable[[int], str] = lambda _: "") -> None:
+    """Raises UnequalKeys unless both sides processed the same tokens of one prompt and model.
+
+    `spell` writes a token id as its text; empty where that is not known.
+    """
+    for name in ("model_sha256", "prompt_sha256"):
+        left, right = getattr(ref, name), getattr(got, name)
+        if left != right:
+            raise UnequalKeys(
+                f"refusing to compare: {name} is {left!r} in the reference and {right!r} in the "
+                "trace under test"
+            )
+    if differ := tokens_differ(ref.token_ids_T, got.token_ids_T, spell):
+        position, left, right = differ
         raise UnequalKeys(
-            f"refusing to compare runs of {len(ref.token_ids_T)} and {len(got.token_ids_T)} tokens"
+            f"refusing to compare: token ids differ from position {position} on: {left} in the "
+            f"reference and {right} in the trace under test, of {len(ref.token_ids_T)} and "
+            f"{len(got.token_ids_T)} tokens"
         )
-    for position in range(len(ref.token_ids_T)):
-        require_equal(ref.key(position, sites.NO_LAYER, "embed"), got.key(position, -1, "embed"))
+
+
+def tokens_differ(
+    ref: Sequence[int], got: Sequence[int], spell: Callable[[int], str]
+) -> tuple[int, str, str] | None:
+    """The first position at which token ids differ, and what each side has there; None if none."""
+    for position, pair in enumerate(itertools.zip_longest(ref, got)):
+        if pair[0] != pair[1]:
+            said = (
+                "no token" if one is None else f"{one} ({spell(one)!r})" if spell(one) else f"{one}"
+                for one in pair
+            )
+            return position, *said
+    return None
 
 
 def sha256(data: bytes | str) -> str:

@@ -4,7 +4,9 @@ The engine under test is the oracle's own fp32 evaluation of a small random mode
 """
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,19 +183,54 @@ def test_other_tokens_are_refused(tiny_path, both, tmp_path, capsys):
     folder = store(tmp_path / "other", other, "float32")
     assert align(tiny_path, folder, tmp_path, f"--ref={both[0]}") == flags.EXIT_USAGE
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "position 3: token_id is 6 in the reference and 7 in the trace" in line
+    assert re.search(r"token ids differ from position 3 on: 6 .*in the reference and 7 ", line)
 
 
 def test_runs_of_unequal_length_are_refused(tiny_path, both, tmp_path, capsys):
     shorter = traced(tiny_path, Policy.fp32(), TOKENS[:4])
     folder = store(tmp_path / "shorter", shorter, "float32")
     assert align(tiny_path, folder, tmp_path, f"--ref={both[0]}") == flags.EXIT_USAGE
-    assert "refusing to compare runs of 6 and 4 tokens" in capsys.readouterr().err
+    said = "token ids differ from position 4 on: 5 ('&') in the reference and no token in the trace"
+    assert said in capsys.readouterr().err
 
 
 def test_another_prompt_is_refused(tiny_path, both, tmp_path, capsys):
     assert align(tiny_path, both[1], tmp_path, "--prompt=p0_short") == flags.EXIT_USAGE
     assert "is not a trace of --prompt=p0_short" in capsys.readouterr().err
+
+
+def of_shipped_prompt(path, tmp_path, ids_of):
+    """A stored trace of the shipped prompt p0_short, whose engine had its ids from `ids_of`."""
+    text = flags.prompt_text("p0_short")
+    ids = tuple(ids_of(Oracle.open(path, Policy.fp32()).tokenizer, text))
+    found = traced(path, Policy.fp32(), ids)
+    run = replace(found.run, prompt_sha256=trace.sha256(text))
+    return store(tmp_path / "shipped", replace(found, run=run), "float32")
+
+
+def test_ids_of_another_tokenizer_are_found_at_the_token_ids(tiny_path, tmp_path):
+    """GRETA's L1: a byte tokenizer with a wrong BOS in place of the model's vocabulary."""
+    wrong = of_shipped_prompt(
+        tiny_path, tmp_path, lambda _, text: (1, *(byte % 97 for byte in text.encode()))
+    )
+    assert align(tiny_path, wrong, tmp_path) == flags.EXIT_FAIL
+    said = [line for line in lines(tmp_path) if "token ids:" in line]
+    assert (
+        said and "token ids: 1 ('\"') at position 0, where the prompt in the vocabulary" in said[0]
+    )
+    assert "has 95 ('<|begin_of_text|>')" in said[0]
+
+
+def test_ids_of_the_models_own_vocabulary_are_right(tiny_path, tmp_path):
+    right = of_shipped_prompt(tiny_path, tmp_path, lambda own, text: own.encode_prompt(text))
+    assert align(tiny_path, right, tmp_path) == flags.EXIT_PASS
+    edit(right, "layer_2.safetensors", lambda tensors: {k: v[:-1] for k, v in tensors.items()})
+    assert align(tiny_path, right, tmp_path) == flags.EXIT_INCONCLUSIVE  # cut off, not others
+
+
+def test_of_a_prompt_that_nobody_knows_the_ids_are_not_checked(tiny_path, both, tmp_path):
+    assert align(tiny_path, both[1], tmp_path) == flags.EXIT_PASS
+    assert "token ids were not checked: no --prompt has this trace's digest" in lines(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,17 @@ def test_the_reference_has_no_complaints(ref):
     assert ref.complaints == ()
 
 
+def test_ids_of_a_byte_tokenizer_are_a_complaint(oracle):
+    """GRETA's L1, in the oracle's place: another BOS, and bytes for ids."""
+    bos = oracle.tokenizer.bos_id
+    right = oracle.tokenizer.encode_prompt("Hi there")
+    assert reference._other_ids(oracle, "Hi there", right) == []
+    (complaint,) = reference._other_ids(oracle, "Hi", [1, *b"Hi"])
+    assert complaint == f"token ids: a prompt begins with 1, the file's BOS is {bos}"
+    (complaint,) = reference._other_ids(oracle, "Hi", [bos, *b"KL"])
+    assert complaint.startswith("token ids: the prompt's spell")
+
+
 def test_attention_weights_that_miss_a_window_are_a_complaint(oracle, ref):
     """GRETA's R8: the reference summed only the newest keys."""
     probs = [row_NS.copy() for row_NS in ref.trace.rows(0, "attn.probs")]

@@ -27,7 +27,23 @@ HARNESS = (
             "reference.trace.run.prompt_sha256, reference.token_ids)",
             "reference.trace.run.prompt_sha256, reference.token_ids[::-1])",
         ),
-        says="token",
+        says="token ids differ from position 0 on",
+        code=REFUSED,
+    ),
+    Fault(
+        "tokens_of_a_byte_tokenizer",
+        "L1",
+        patch(
+            "experiments.under_test",
+            "    run = trace.Run(engine.model_sha256, reference.trace.run.prompt_sha256, "
+            "reference.token_ids)\n",
+            """    from experiments.flags import prompt_text
+
+    ids = (1, *prompt_text(reference.prompt).encode())
+    run = trace.Run(engine.model_sha256, reference.trace.run.prompt_sha256, ids)
+""",
+        ),
+        says="token ids differ from position 0 on",
         code=REFUSED,
     ),
     Fault(

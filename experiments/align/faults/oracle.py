@@ -72,4 +72,15 @@ ORACLE = (
         says="the oracle breaks a law",
         code=NOT_SOUND,
     ),
+    Fault(
+        "oracle_with_a_byte_tokenizer",
+        "L1",
+        patch(
+            "greta_jax.tokenizer",
+            "        ids = self.encode(text)\n        if",
+            "        return [1, *text.encode()]\n        if",
+        ),
+        says="token ids: a prompt begins with 1",
+        code=NOT_SOUND,
+    ),
 )
