@@ -1,5 +1,6 @@
 """Asks the oracle's known mistakes at the first divergence, on the inputs the engine really had."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from experiments.align import (
     compare,
     divergence,
+    metrics,
     naming,
     patterns,
     sites,
@@ -27,6 +29,11 @@ NEXT_STEPS = {
     "kv.v": "table B above: which slot was written, and by which step",
 }
 ANYWHERE = "the same fault at one token (--prompt=p0_short --layers=0,1) and the pattern of the map"
+COARSER = (
+    "arithmetic coarser than declared would err so: python -m experiments.precision_ablation "
+    "--factors=compute=fp16@{site} --compare=engine"
+)
+"""Of an error too large for the declared rounding, and small beside the signal."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,15 @@ class Explained:
 
 @dataclass(frozen=True)
 class _Place:
-    """A site of a layer that failed: what was got, and what it should be to the floor."""
+    """A site of a layer that failed: what was got, and what it should be to the floor.
 
+    `side` ends before the first token at which this op's inputs are not finite.
+    """
+
+    side: trace.Trace
     layer: int
     site: str
+    status: verdict.Status
     inputs: dict
     got: compare.Rows
     right: naming.Explanation
@@ -63,23 +75,33 @@ def explain(
     if first is None or first.first.status in (verdict.Status.SHAPE, verdict.Status.DTYPE):
         return None
     layer, site = first.first.key.layer, first.first.key.site
-    here = [found for found in verdicts if found.site == site]
-    failed = tuple(found.layer for found in here if found.status in verdict.FAILED)
-    place = _place(arithmetic, got, layer, site)
-    found = _name(arithmetic, got, place)
-    others = [other for other in failed if other != layer] if found.candidates else []
-    again = [_name(arithmetic, got, _place(arithmetic, got, other, site)) for other in others]
-    facts = {"failed": failed, "judged": tuple(found.layer for found in here)}
+    here = {found.layer: found for found in verdicts if found.site == site}
+    failed = tuple(other for other, found in here.items() if found.status in verdict.FAILED)
+    place = _place(arithmetic, got, here[layer])
+    found = _name(arithmetic, place)
+    others = [other for other in failed if other != layer and _blamed(here[other])]
+    places = [_place(arithmetic, got, here[other]) for other in others if found.candidates]
+    again = [_name(arithmetic, other) for other in places]
+    facts = {"failed": failed, "judged": tuple(here)}
     facts["G"] = arithmetic.dims["N"] // arithmetic.dims["K"]
     drawn = patterns.error_map(site, place.got, place.right.rows, place.right.floor, **facts)
     shapes = patterns.find(drawn)
     slots_TS = slot_patterns.slot_map(site, place.got, place.right.rows, place.right.floor)
     if slots_TS is not None:
         shapes += slot_patterns.find(slots_TS)
-    return Explained(naming.agree(found, again), shapes)
+    return Explained(naming.agree(found, again, NEXT_STEPS.get(site, ANYWHERE)), shapes)
 
 
-def _place(arithmetic: OracleArithmetic, got: trace.Trace, layer: int, site: str) -> _Place:
+def _blamed(found: compare.SiteVerdict) -> list[verdict.Judgement]:
+    """Of the tokens before the first at which this op's inputs are not finite: the op's own."""
+    before = itertools.takewhile(lambda j: not j.inherited, found.judgements)
+    return [judgement for judgement in before if judgement.blames_this_op]
+
+
+def _place(arithmetic: OracleArithmetic, got: trace.Trace, found: compare.SiteVerdict) -> _Place:
+    layer, site, status = found.layer, found.site, verdict.worst(_blamed(found)).status
+    inherited = (j.key.position for j in found.judgements if j.inherited)
+    got = got.first_tokens(next(inherited, len(got.run.token_ids_T)))
     inputs = arithmetic.inputs(got, layer, site)
     sources = arithmetic.floor(layer, site, inputs).values()
     floor = [np.maximum.reduce(rows) for rows in zip(*sources, strict=True)]
@@ -87,25 +109,43 @@ def _place(arithmetic: OracleArithmetic, got: trace.Trace, layer: int, site: str
     if site in KV_SITES:
         # The slab at the end, a slot a row, whoever wrote it.
         rows, op64, floor = rows[-1], (slab[-1] for slab in op64), (slab[-1] for slab in floor)
-    return _Place(layer, site, inputs, rows, naming.Explanation(list(op64), list(floor)))
+    right = naming.Explanation(list(op64), list(floor))
+    return _Place(got, layer, site, status, inputs, rows, right)
 
 
-def _name(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place) -> naming.Naming:
-    mistakes = _mistakes(arithmetic, got, place, HYPOTHESES.get(place.site, {}))
+def _name(arithmetic: OracleArithmetic, place: _Place) -> naming.Naming:
+    mistakes = _mistakes(arithmetic, place, HYPOTHESES.get(place.site, {}))
     unasked = sorted(set(HYPOTHESES.get(place.site, ())) - set(mistakes))
-    next_step = NEXT_STEPS.get(place.site, ANYWHERE)
+    next_step = _next_step(place, mistakes)
     found = naming.name(place.got, place.right, mistakes, unasked, next_step)
     if found.named or found.candidates:
         return found
-    mistakes |= _mistakes(arithmetic, got, place, FALLBACKS)
+    mistakes |= _mistakes(arithmetic, place, FALLBACKS)
     return naming.name(place.got, place.right, mistakes, unasked, next_step)
 
 
-def _mistakes(arithmetic: OracleArithmetic, got: trace.Trace, place: _Place, table: dict) -> dict:
+def _next_step(place: _Place, mistakes: dict) -> str:
+    """What to run if no mistake is this one. Of an error that is but coarse, its size is compared
+    with that of sums in half precision, whose bits no captured tensor fixes."""
+    if place.status is not verdict.Status.ABOVE_FLOOR:
+        return NEXT_STEPS.get(place.site, ANYWHERE)
+    step = COARSER.format(site=place.site)
+    if fp16 := mistakes.get("fp16_accumulation"):
+        sizes = [_size(rows, place.right.rows) for rows in (place.got, fp16.rows)]
+        step += f" (rms error {sizes[0]:.2g}; sums in fp16, one after the other: {sizes[1]:.2g})"
+    return step
+
+
+def _size(rows: compare.Rows, right: compare.Rows) -> float:
+    pairs = zip(rows, right, strict=True)
+    return metrics.rms(np.concatenate([metrics.difference(*pair).ravel() for pair in pairs]))
+
+
+def _mistakes(arithmetic: OracleArithmetic, place: _Place, table: dict) -> dict:
     """Every hypothesis of the table that can be asked of these inputs."""
     layer, site, inputs = place.layer, place.site, place.inputs
     captured = {name: value for name, value in inputs.items() if name != SLACK}
-    others = _others(got, layer, arithmetic.layers - 1)
+    others = _others(place.side, layer, arithmetic.layers - 1)
     slack = inputs.get(SLACK)
 
     def rounding(oracle, site, layer, changed):

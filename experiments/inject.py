@@ -8,13 +8,46 @@ import contextlib
 import importlib
 import inspect
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
 from experiments.align.errors import FaultNotApplicable
 from experiments.align.faults import Fault, Patch
+from greta_jax.gguf.reader import GgufFile
+
+QUERIES = "blk.0.attn_q.weight"
+
+
+@contextlib.contextmanager
+def model_file(fault: Fault | None, model: str) -> Iterator[str]:
+    """The model that a fault is run on: `model`, or a copy whose first layer's queries are larger.
+
+    Both sides read the copy, so nothing is wrong with it. Raises FaultNotApplicable if the fp16
+    scales of the weight's blocks cannot be multiplied exactly; as `Oracle.open` for a bad file.
+    """
+    if fault is None or fault.queries == 1.0:
+        yield model
+        return
+    info = GgufFile(model).info(QUERIES)
+    if info.dtype != GGMLQuantizationType.Q4_K:
+        raise FaultNotApplicable(f"fault {fault.name}: {QUERIES} of {model} is not in Q4_K")
+    whole = bytearray(Path(model).read_bytes())
+    raw = np.frombuffer(whole, np.float16, info.nbytes // 2, info.offset)
+    scales = raw.reshape(-1, GGML_QUANT_SIZES[info.dtype][1] // 2)[:, :2]
+    larger = scales.astype(np.float64) * fault.queries
+    if not np.array_equal(larger, larger.astype(np.float16)):
+        raise FaultNotApplicable(f"fault {fault.name}: {fault.queries} times is not exact in fp16")
+    scales[:] = larger
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(model).name
+        path.write_bytes(whole)
+        yield str(path)
 
 
 def kernel_patches(fault: Fault | None) -> list[tuple[str, str, str]]:
@@ -36,7 +69,7 @@ def host_patch(fault: Fault | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module, patches in by_module.items():
             stack.enter_context(_in_force(fault.name, module, patches))
-        if any(module.startswith("greta_jax") for module in by_module):
+        if any("jax" in vars(sys.modules[m]) for m in by_module if m.startswith("greta_jax")):
             # Compiled programs of the code before, and then those of the fault, are forgotten.
             stack.callback(_forget_compiled)
             _forget_compiled()

@@ -48,18 +48,20 @@ def score(config: Config, fault: Fault, references: dict) -> Score:
     """Runs with one fault. `references` are the oracle's, shared between runs of a sound oracle."""
     start = time.perf_counter()
     injected = replace(config, inject_fault=fault.name)
-    found, named, seen = None, "", ""
-    sound = not any(patch.lives_in in ("oracle", "harness") for patch in fault.patches)
+    found, status, named, seen = None, "", "", ""
     try:
-        alignment = session.run(injected, Clock(quiet=True), False, references if sound else {})
+        alignment = session.run(
+            injected, Clock(quiet=True), False, {} if fault.of_another_reference else references
+        )
     except (EngineError, OracleError, AlignError) as refusal:
         code, seen = EXIT_USAGE, f"refused: {refusal}"
     except Exception as crash:  # A fault may break anything, and a crash is no detection.
         code, seen = None, f"crashed: {type(crash).__name__}: {crash}"
     else:
-        code, (found, named, seen) = alignment.exit_code, _findings(alignment, fault)
+        code, (found, status, named, seen) = alignment.exit_code, _findings(alignment, fault)
     # A refusal with other words, of a patch that does not compile say, is no detection.
     placed = fault.says in seen if fault.says else found == fault.found_at
+    placed = placed and fault.status in ("", status)
     return Score(
         name=fault.name,
         decoy=fault.is_decoy,
@@ -74,19 +76,21 @@ def score(config: Config, fault: Fault, references: dict) -> Score:
     )
 
 
-def _findings(alignment: Alignment, fault: Fault) -> tuple[tuple[int, str] | None, str, str]:
-    """Place, name and a line of text of the first divergence; else the first reason not to pass."""
+def _findings(alignment: Alignment, fault: Fault) -> tuple[tuple[int, str] | None, str, str, str]:
+    """Place, status, name and a line of text of the first divergence; else the first reason not to
+    pass."""
     reasons = alignment.reasons()
     if fault.says:
-        return None, "", "; ".join(text for _, text in reasons)
+        return None, "", "", "; ".join(text for _, text in reasons)
     for result in alignment.results.values():
         if first := divergence.first_divergence(result.judgements):
             key, explained = first.first.key, result.explained
             place = f"{sites.name(key.layer, key.site)}, position {key.position}"
+            place += f": {first.first.status}"
             texts = explained.sentences() if explained else []
             named = explained.naming.named if explained else ""
-            return (key.layer, key.site), named, "; ".join([place, *texts])
-    return None, "", reasons[0][1] if reasons else ""
+            return (key.layer, key.site), first.first.status, named, "; ".join([place, *texts])
+    return None, "", "", reasons[0][1] if reasons else ""
 
 
 def scores(config: Config, names: Iterable[str], jobs: int) -> Iterator[Score]:

@@ -64,11 +64,13 @@ def opened(config: Config, clock: Clock) -> Iterator[Opened]:
         config = replace(config, **fault.run)
     routes.check(routes.Route.parse(config.route), KV_TYPES[config.kv_dtype])
     chosen = sites.resolve(config.points)
-    with clock.stage("oracle load"):
-        oracle = Oracle.open(config.model, Policy.uniform(DTYPES[config.precision]))
-        layers = parse_layers(config.layers, oracle.config.layers)
-        for prompt in config.prompt:
-            tokenise(oracle, prompt, config.max_tokens)
-    parts = ((kernels, "build", "kernel build"), (jit, "compile_kernel", "translation"))
-    with inject.host_patch(fault), clock.watching(parts):
-        yield Opened(config, oracle, open_device(config.device), fault, layers, chosen)
+    with inject.model_file(fault, config.model) as model:
+        config = replace(config, model=model)
+        with clock.stage("oracle load"):
+            oracle = Oracle.open(model, Policy.uniform(DTYPES[config.precision]))
+            layers = parse_layers(config.layers, oracle.config.layers)
+            for prompt in config.prompt:
+                tokenise(oracle, prompt, config.max_tokens)
+        parts = ((kernels, "build", "kernel build"), (jit, "compile_kernel", "translation"))
+        with inject.host_patch(fault), clock.watching(parts):
+            yield Opened(config, oracle, open_device(config.device), fault, layers, chosen)

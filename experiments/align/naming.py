@@ -22,8 +22,8 @@ AS_IT_SHOULD_BE = "the op as it should be"
 class Explanation:
     """What one mistake computes, a row a token, and the rounding that it allows for.
 
-    NaN marks elements of which it says nothing. `shows` is the input on which it differs from
-    others.
+    NaN marks elements of which it says nothing, infinity those that it leaves not finite. `shows`
+    is the input on which it differs from others.
     """
 
     rows: Rows
@@ -80,14 +80,16 @@ class Naming:
 
 
 def residual(got: Rows, explanation: Explanation) -> float:
-    """The largest |got - explained| over its floor; infinite if it explains no element at all."""
+    """The largest |got - explained| over its floor; infinite if it explains no finite element: that
+    nothing is finite, any mistake could have done."""
     worst, explained = 0.0, 0
     for row, rows, floor in zip(got, explanation.rows, explanation.floor, strict=True):
         if np.shape(row) != np.shape(rows):
             return float("inf")
-        said = ~np.isnan(rows)
-        explained += int(said.sum())
-        ratio = floors.ratio(metrics.difference(row, np.asarray(rows)), floor)
+        said, broken = ~np.isnan(rows), np.isposinf(rows)
+        explained += int(np.isfinite(rows).sum())
+        error = metrics.difference(row, np.asarray(rows))
+        ratio = floors.ratio(np.where(broken & ~np.isfinite(row), 0.0, error), floor)
         worst = max(worst, float(ratio[said].max(initial=0.0)))
     return worst if explained else float("inf")
 
@@ -125,11 +127,11 @@ def decide(
     return Naming(candidates=tuple(near), next_step=apart, **facts)
 
 
-def agree(first: Naming, others: Sequence[Naming]) -> Naming:
+def agree(first: Naming, others: Sequence[Naming], next_step: str = "") -> Naming:
     """Tries the candidates of `first` where the same op failed in other places too.
 
     A mistake must hold wherever it can be asked. One that could be asked there and does not hold
-    is dropped; if that leaves one, it is named.
+    is dropped; if that leaves one, it is named. `next_step`: what to run if it leaves none.
     """
     if not first.candidates:
         return first
@@ -138,5 +140,5 @@ def agree(first: Naming, others: Sequence[Naming]) -> Naming:
         for mistake in first.candidates:
             residuals[mistake] = max(residuals[mistake], other.residuals.get(mistake, 0.0))
     shows = dict.fromkeys(first.candidates, "")
-    again = decide(residuals, shows, first.unasked, first.next_step)
+    again = decide(residuals, shows, first.unasked, next_step)
     return replace(again, next_step=first.next_step) if again.candidates else again

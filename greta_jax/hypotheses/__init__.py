@@ -79,8 +79,8 @@ def counterfactuals(
 
     `got`, what the engine computed, lets a mistake read its one parameter from it. `table`: other
     hypotheses than those of the site. `batched`: tokens that came in passes of several.
-    Elements of which a hypothesis says nothing are NaN. Raises
-    SiteError as `replay`.
+    Elements of which a hypothesis says nothing are NaN, those that it leaves not finite infinite.
+    Raises SiteError as `replay`.
     """
     question = Question(oracle, site, layer, inputs, others or {}, evaluate, got, batched)
     asked = HYPOTHESES.get(site, {}) if table is None else table

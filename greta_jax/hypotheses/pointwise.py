@@ -131,9 +131,10 @@ def branch_missing(q: Question):
 
 
 def branch_doubled(q: Question):
-    """The branch counts twice."""
+    """The branch counts twice. Added to the sum once more, that rounds once more."""
     branch = INPUTS[q.site][1]
-    return _replaced(q, branch, 2 * _double(q, branch))
+    doubled = _replaced(q, branch, 2 * _double(q, branch))
+    return doubled + q.ask() if q.bounding else doubled
 
 
 def residual_of_the_layers_input(q: Question):

@@ -58,6 +58,11 @@ class _Softmax:
         weight_TKGS = weight_TNS.reshape(T, v_SKH.shape[1], -1, S)
         return np.einsum("TKGS,SKH->TKGH", weight_TKGS, v_SKH).reshape(T, N, -1)
 
+    def broken(self, answer_TNH: np.ndarray, where_TN: np.ndarray) -> np.ndarray:
+        """The answer, in which some heads of some tokens are not finite: that is what infinity says
+        of an element, as NaN says nothing."""
+        return np.where(where_TN[..., None] & (not self.q.bounding), np.inf, answer_TNH)
+
 
 def sum_not_divided_out(q: Question):
     """The sum of exp(score - maximum) is not divided by."""
@@ -74,19 +79,57 @@ def tail_unmasked(q: Question):
 
 
 def scores_rounded_to_fp16(q: Question):
-    """Scores kept in half precision. Where the score's own rounding decides which half it becomes,
-    either may be: a score that moves by d moves a probability by at most exp(d + largest d)."""
+    """Scores kept in half precision."""
     softmax = _Softmax(q)
-    rounded = _to_fp16(softmax.scores)
-    with np.errstate(invalid="ignore"):
-        weights = np.where(softmax.live, np.exp(rounded - rounded.max(-1, keepdims=True)), 0)
+    return _of_halves(softmax, 1.0)
+
+
+def scores_in_fp16_before_the_scale(q: Question):
+    """Products of q and k kept in half precision before they are scaled: beyond 65504, infinite.
+
+    Of a scale that is a power of two, the same as after it as long as nothing overflows.
+    """
+    cfg, softmax = q.oracle.config.layer(q.layer), _Softmax(q)
+    before = _to_fp16(softmax.scores / cfg.score_scale) * cfg.score_scale
+    alike = np.array_equal(before, _to_fp16(softmax.scores))
+    return None if alike or cfg.score_cap is not None else _of_halves(softmax, cfg.score_scale)
+
+
+def _of_halves(softmax: "_Softmax", scale: float) -> np.ndarray:
+    """Softmax of scores that were rounded to fp16 before `scale`. Where the score's own rounding
+    decides which half it becomes, either may be: a score that moves by d moves a probability by at
+    most exp(d + largest d)."""
+    q, scores = softmax.q, softmax.scores / scale
+    rounded = _to_fp16(scores) * scale
+    largest = rounded.max(-1, keepdims=True)
+    weights = np.where(softmax.live, np.exp(rounded - largest), 0)
     moved = np.zeros_like(weights)
     if q.bounding:
-        off = np.asarray(q.evaluate(q.oracle, "attn.scores", q.layer, softmax.inputs))
-        live = np.where(softmax.live, softmax.scores, 0)
-        moved = np.where(softmax.live, _to_fp16(live + off) - _to_fp16(live - off), 0)
+        off = np.asarray(q.evaluate(q.oracle, "attn.scores", q.layer, softmax.inputs)) / scale
+        live = np.where(softmax.live & np.isfinite(rounded), scores, 0)
+        apart = _to_fp16(live + off) - _to_fp16(live - off)
+        moved = np.where(softmax.live, apart * scale, 0)
     more = np.expm1(moved + moved.max(-1, keepdims=True))
-    return softmax.valued(weights / weights.sum(-1, keepdims=True), more)
+    answer = softmax.valued(weights / weights.sum(-1, keepdims=True), more)
+    return softmax.broken(answer, ~np.isfinite(largest[..., 0]))
+
+
+def maximum_not_subtracted(q: Question):
+    """exp(score) in fp32 as it is: where one overflows or all underflow, nothing is finite; weights
+    below the smallest normal number may be lost."""
+    softmax, fp32 = _Softmax(q), np.finfo(np.float32)
+    largest_TN, live_TN = softmax.maximum()[..., 0], softmax.live.sum(-1)
+    high, normal = np.log(float(fp32.max)), np.log(float(fp32.tiny))
+    broken_TN = (largest_TN > high) | (largest_TN < np.log(float(fp32.smallest_subnormal) / 2))
+    if not broken_TN.any():
+        return None
+    lost_TNS = np.exp(np.minimum(normal - softmax.scores, 0))
+    answer = softmax.valued(softmax.probs, np.where(softmax.live, lost_TNS, 0))
+    answer = softmax.broken(answer, broken_TN)
+    # In between, the sum may overflow or the hardware flush: whether, nobody says.
+    certain_TN = (largest_TN + np.log(live_TN) < high) & (largest_TN > normal)
+    answer[~broken_TN & ~certain_TN] = np.nan
+    return answer
 
 
 def _to_fp16(x: np.ndarray) -> np.ndarray:
@@ -160,6 +203,8 @@ SOFTMAX = named(
     sum_not_divided_out,
     tail_unmasked,
     scores_rounded_to_fp16,
+    scores_in_fp16_before_the_scale,
+    maximum_not_subtracted,
     _merged_without_rescale(TILE),
     _merged_without_rescale(CHUNK),
     empty_splits_counted,
@@ -172,4 +217,6 @@ SHOWS = {
     f"splits_of_{TILE}_merged_without_rescale": f"beyond {TILE} slots",
     f"splits_of_{CHUNK}_merged_without_rescale": f"beyond {CHUNK} slots",
     "last_split_dropped": f"beyond {TILE} slots",
+    "scores_in_fp16_before_the_scale": "where a product of q and k is beyond 65504",
+    "maximum_not_subtracted": "where a score is above 88.7, the log of the largest fp32",
 }

@@ -1,7 +1,9 @@
 """The corpus of faults: each one still applies, and injecting it leaves nothing behind."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hip_engine.engine
@@ -10,6 +12,8 @@ from experiments.align import faults, sites
 from experiments.align.errors import FaultNotApplicable, UnknownFault
 from greta_jax import ops
 from greta_jax.hypotheses import FALLBACKS, HYPOTHESES
+from greta_jax.model import Oracle
+from greta_jax.precision import Policy
 from hip_engine.routes import Route
 from hip_engine.taps import Taps, sites_of
 
@@ -46,6 +50,84 @@ def test_the_corpus_is_as_large_as_it_says_and_lives_everywhere():
     assert len(faults.CORPUS) >= 60 and len(faults.DECOYS) >= 15
     places = {patch.lives_in for fault in faults.CORPUS for patch in fault.patches}
     assert places == {"kernels", "engine", "oracle", "harness"}
+
+
+GRETA = {
+    **{"R2": "embed", "R3": "logits", "R4": "attn.q", "R5": "attn.out", "R7": "attn.out"},
+    **{"R9": "attn.q", "R16": "kv.k", "L2": "embed", "L3": "attn.v", "L4": "attn.k"},
+    **{"L5": "attn.q", "L6": "attn.q_rope", "L13": "attn.out", "G1": "attn.out"},
+    **{"G2": "attn.q_rope", "G3": "attn.out"},
+    **{"R6": "kv_append", "R8": "attention weights", "R13": "the configuration says"},
+    **{"R15": "the device decodes", "L1": "token ids", "L9": "what runs is not what was judged"},
+    "G4": "the same buffer on both sides",
+}
+"""Every row of what went wrong in GRETA: the site at which it must be found, or the words."""
+KNOWN = {
+    "RoPE twice": "rotated_twice",
+    "RoPE skipped": "rope_skipped",
+    "softmax scale missing": "softmax_scale_missing",
+    "softmax scale 1/H": "softmax_scale_1_over_h",
+    "maximum not subtracted": "maximum_not_subtracted",
+    "row sum in the wrong 16-bit type": "row_sum_in_the_wrong_16_bit_type",
+    "MFMA C/D row map": "rows_of_mfma_result_permuted",
+    "split merge without rescale": "splits_merged_without_rescale",
+    "empty split": "empty_split_counted",
+    "last split dropped": "last_split_dropped",
+    "stale page": "block_table_stale",
+    "one page shifted": "read_one_page_early",
+    "V tail unmasked": "tail_unmasked",
+    "K and V swapped": "k_and_v_read_for_each_other",
+    "heads transposed before the output projection": "heads_transposed_before_the_projection",
+    "gate and up swapped": "gate_and_up_swapped",
+    "residual missing": "residual_missing",
+    "residual doubled": "residual_doubled",
+    "norm weight wrong": "norm_weight_missing",
+    "norm epsilon wrong": "norm_epsilon_of_another_model",
+    "mean instead of mean square": "mean_in_place_of_mean_square",
+    "Q4_K min sign": "q4_k_minima_added",
+    "fp8 FN read as FNUZ": "fp8_read_as_fn",
+    "32-bit offset overflow": "cache_offset_in_32_bits",
+    "fp16 score overflow": "scores_overflow_fp16",
+    "position not reset between prompts": "position_not_reset_between_prompts",
+}
+
+
+def test_every_fault_of_gretas_record_is_in_the_corpus_and_no_other():
+    assert {fault.reference for fault in faults.CORPUS} - {""} == GRETA.keys()
+
+
+@pytest.mark.parametrize("reference", GRETA)
+def test_every_fault_of_gretas_record_must_be_found_where_it_shows(reference):
+    alike = [fault for fault in faults.CORPUS if fault.reference == reference]
+    where = GRETA[reference]
+    assert any(where == fault.found_at[1] or where in fault.says for fault in alike)
+
+
+@pytest.mark.parametrize("mistake", KNOWN)
+def test_every_mistake_that_must_be_known_is_injected_and_has_a_name(mistake):
+    fault = faults.FAULTS[KNOWN[mistake]]
+    assert fault.named or fault.says
+
+
+def test_fp16_sums_must_be_found_as_numeric():
+    sums, scores = (fault for fault in faults.CORPUS if fault.reference == "G3")
+    assert (sums.found_at, sums.status) == ((0, "attn.out"), "above_floor")
+    assert scores.found_at == (0, "attn.out")
+
+
+def test_a_model_with_larger_queries_differs_in_nothing_else(tmp_path):
+    large = faults.FAULTS["maximum_not_subtracted"]
+    with inject.model_file(large, str(flags.DEFAULT_MODEL)) as path:
+        sides = [Oracle.open(p, Policy.fp32()) for p in (flags.DEFAULT_MODEL, path)]
+        once, more = (np.asarray(side.weights.load("q_NHD", 0)) for side in sides)
+        np.testing.assert_array_equal(more, large.queries * once)
+        changed = np.frombuffer(Path(path).read_bytes(), np.uint8) != np.frombuffer(
+            flags.DEFAULT_MODEL.read_bytes(), np.uint8
+        )
+        assert 0 < changed.sum() <= 4 * once.size // 256
+    assert not Path(path).exists()
+    with inject.model_file(R7, "as.gguf") as same:
+        assert same == "as.gguf"
 
 
 def test_names_of_faults_and_decoys_are_unique():

@@ -89,13 +89,30 @@ def test_a_mistake_that_says_nothing_at_all_explains_nothing():
     assert naming.residual(RIGHT_TD, explained(RIGHT_TD[:, :4])) == float("inf")
 
 
+def test_a_mistake_may_say_that_elements_are_not_finite():
+    said_TD, got_TD = 2 * RIGHT_TD, rounded(2 * RIGHT_TD)
+    said_TD[0], got_TD[0] = np.inf, (np.nan, np.inf, -np.inf) + (np.nan,) * 5
+    overflow = explained(said_TD)
+    assert name(got_TD, overflow=overflow).named == "overflow"
+    for element, value in ((0, 1.0), (1, np.nan)):  # One that is finite, one that is not.
+        wrong_TD = got_TD.copy()
+        wrong_TD[element, 0] = value
+        assert naming.residual(wrong_TD, overflow) == float("inf")
+
+
+def test_that_nothing_is_finite_is_no_mistakes_own():
+    everywhere = explained(np.full(RIGHT_TD.shape, np.inf))
+    assert naming.residual(np.full(RIGHT_TD.shape, np.nan), everywhere) == float("inf")
+
+
 def test_another_place_where_the_op_failed_decides_between_two():
     here = decide({AS_IT_SHOULD_BE: 1e5, "layer 0": 0.1, "layer before": 0.1}, {})
     there = decide({AS_IT_SHOULD_BE: 1e5, "layer 0": 0.2, "layer before": 3e4}, {})
     assert len(here.candidates) == 2
     assert agree(here, [there]).named == "layer 0"
     nowhere = decide({AS_IT_SHOULD_BE: 1e5, "layer 0": 2e4, "layer before": 3e4}, {})
-    assert not agree(here, [nowhere]).named and not agree(here, [nowhere]).candidates
+    neither = agree(here, [nowhere], "look at x")
+    assert not neither.named and not neither.candidates and neither.next_step == "look at x"
     assert agree(here, []) == here
 
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.align import naming
 from greta_jax.bounds import bound
 from greta_jax.graph import INPUTS
-from greta_jax.hypotheses import FALLBACKS, HYPOTHESES, counterfactuals
+from greta_jax.hypotheses import FALLBACKS, HYPOTHESES, SHOWS, counterfactuals
 from greta_jax.hypotheses.attention import WINDOW
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
@@ -37,7 +38,7 @@ NEEDS_MORE = {
     *("base_of_another_model", "position_off_by_a_constant", "epsilon_of_another_model"),
     *("rows_of_other_tokens", "splits_of_256_merged_without_rescale", "read_a_page_of_256_early"),
     *("pages_of_256_all_on_the_first", "pages_of_64_all_on_the_first", "weight_of_the_next_layer"),
-    "rows_of_the_product_permuted",
+    *("rows_of_the_product_permuted", "maximum_not_subtracted", "scores_in_fp16_before_the_scale"),
 }
 """Asked of what an engine computed, or of more tokens than these: see the tests below."""
 
@@ -87,6 +88,30 @@ def test_every_hypothesis_can_be_told_from_the_truth_and_from_the_others(capture
             with np.errstate(invalid="ignore"):
                 apart = np.abs(answers[name] - rival)
             assert np.nanmax(apart / floor) > MARGIN, (site, name, other)
+
+
+@pytest.mark.parametrize("phase", ["chunk", "decode"])
+@pytest.mark.parametrize("site", HYPOTHESES)
+def test_every_mistake_is_named_or_listed_with_the_input_that_separates(captured, site, phase):
+    oracle, site, layer, inputs, taps = question(captured, site, phase)
+
+    def rounding(oracle, site, layer, inputs):
+        return bound(oracle, site, layer, inputs, SINGLE)
+
+    asked = oracle, site, layer, inputs
+    answers = counterfactuals(*asked, taps)
+    floors = counterfactuals(*asked, taps, rounding)
+    right = naming.Explanation(replay(*asked), rounding(*asked))
+    said = {
+        name: naming.Explanation(answer, np.abs(np.nan_to_num(floors[name])), SHOWS.get(name, ""))
+        for name, answer in answers.items()
+    }
+    for name, answer in answers.items():
+        found = naming.name(np.where(np.isposinf(answer), np.nan, answer), right, said)
+        if found.candidates:
+            assert name in found.candidates and " shows " in found.next_step, (name, found)
+        else:
+            assert found.named == name or name in ROUNDING_ONLY, (name, found)
 
 
 def test_every_hypothesis_applies_somewhere(captured):
@@ -148,6 +173,61 @@ def test_attention_without_the_newest_key_is_the_softmax_of_the_others(captured)
     shorter = {k: v[:-1] if k.startswith("kv") else v for k, v in inputs.items()}
     error = np.abs(got - replay(oracle, site, layer, shorter))
     assert np.all(error <= 2 * bound(oracle, site, layer, shorter, DOUBLE)), error.max()
+
+
+def in_fp32(captured, times, weights_of, phase="chunk"):
+    """Attention on queries that are `times` as large, with weights of its scores taken in fp32; and
+    what a mistake says of it, with the floor."""
+    oracle, site, layer, inputs, _ = question(captured, "attn.out", phase)
+    inputs = inputs | {"attn.q_rope": times * inputs["attn.q_rope"]}
+    of_scores = {name: value for name, value in inputs.items() if name != "kv.v"}
+    score_TNS = replay(oracle, "attn.scores", layer, of_scores).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+        weight_TNS = weights_of(score_TNS)
+        prob_TNS = weight_TNS / weight_TNS.sum(-1, keepdims=True)
+        v_SKH = inputs["kv.v"].astype(np.float32)
+        T, N, S = prob_TNS.shape
+        prob_TKGS = prob_TNS.reshape(T, v_SKH.shape[1], -1, S)
+        got_TNH = np.einsum("TKGS,SKH->TKGH", prob_TKGS, v_SKH).reshape(T, N, -1)
+
+    def rounding(oracle, site, layer, inputs):
+        return bound(oracle, site, layer, inputs, SINGLE)
+
+    asked = oracle, site, layer, inputs
+    answers = counterfactuals(*asked, {}, got=got_TNH)
+    floors = counterfactuals(*asked, {}, rounding, got=got_TNH)
+    said = {
+        name: naming.Explanation(answer, np.abs(np.nan_to_num(floors[name])), SHOWS.get(name, ""))
+        for name, answer in answers.items()
+    }
+    return got_TNH, naming.name(got_TNH, naming.Explanation(replay(*asked), rounding(*asked)), said)
+
+
+def test_a_softmax_without_its_maximum_is_named_by_what_overflows(captured):
+    for times in (60.0, 120.0):
+        got_TNH, found = in_fp32(captured, times, np.exp)
+        finite = np.isfinite(got_TNH)
+        assert finite.any() and not finite.all()
+        assert found.named == "maximum_not_subtracted", found
+    assert "maximum_not_subtracted" not in in_fp32(captured, 1.0, np.exp)[1].residuals
+
+
+def test_scores_that_overflow_fp16_before_their_scale_are_told_from_all_but_sums_in_fp16(captured):
+    """Which overflow there too."""
+    scale = np.float32(captured[0].config.layer(1).score_scale)
+
+    def weights_of(score_TNS):
+        kept = (score_TNS / scale).astype(np.float16).astype(np.float32) * scale
+        return np.exp(kept - kept.max(-1, keepdims=True))
+
+    oracle, site, layer, inputs, _ = question(captured, "attn.scores", "chunk")
+    product_TNS = replay(oracle, site, layer, inputs) / scale
+    half_of_the_rows = np.finfo(np.float16).max / np.median(product_TNS.max(-1))
+    got_TNH, found = in_fp32(captured, half_of_the_rows, weights_of)
+    finite = np.isfinite(got_TNH)
+    assert finite.any() and not finite.all()
+    assert set(found.candidates) == {"scores_in_fp16_before_the_scale", "fp16_accumulation"}
+    assert "fp16_accumulation shows where scores are small" in found.next_step
 
 
 def test_kv_base_of_layer_0_does_not_apply_to_layer_0(captured):

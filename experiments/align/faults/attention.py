@@ -4,6 +4,10 @@ from experiments.align.faults.fault import Fault, patch
 
 LONG = {"prompt": ("p7_tiles",), "prefill": "valu"}
 """More than a tile of 64 slots."""
+QUERIES_FOR_FP32 = 32.0
+"""Makes some scores of the first layer, and not all, larger than the log of the largest fp32."""
+QUERIES_FOR_FP16 = 1024.0
+"""The same of products of q and k and 65504, the largest fp16."""
 
 ATTENTION = (
     Fault(
@@ -243,6 +247,7 @@ ATTENTION = (
         ),
         found_at=(0, "attn.out"),
         unnamed="its bits follow from the order of the sums, which no captured tensor fixes",
+        status="above_floor",
     ),
     Fault(
         "scores_in_fp16",
@@ -261,10 +266,23 @@ ATTENTION = (
         patches=patch(
             "attention_valu.h",
             "const float score = SoftCap(score_GS[g][LaneId()] * scale, softcap);",
-            "const float large = static_cast<half_t>(score_GS[g][LaneId()] * 0x1p18f);\n"
-            "      const float score = SoftCap(large * 0x1p-18f * scale, softcap);",
+            "const float kept = static_cast<half_t>(score_GS[g][LaneId()]);\n"
+            "      const float score = SoftCap(kept * scale, softcap);",
         ),
         found_at=(0, "attn.out"),
-        unnamed="infinite scores leave NaN, which any mistake could have left",
+        named="scores_in_fp16_before_the_scale",
+        queries=QUERIES_FOR_FP16,
+        run={"layers": "0"},
+    ),
+    Fault(
+        "maximum_not_subtracted",
+        patches=patch(
+            "attention_valu.h",
+            "const float max = ReduceLanes<Max>(alive ? score : -kInfinity, kWaveSize);",
+            "const float max = 0.0f;",
+        ),
+        found_at=(0, "attn.out"),
+        named="maximum_not_subtracted",
+        queries=QUERIES_FOR_FP32,
     ),
 )

@@ -37,7 +37,9 @@ class Fault:
     reference: its id in GRETA's record, if it happened there. found_at: (layer, site) of the first
     divergence; NOWHERE for a decoy, or if the run says in words what is wrong: those that it must
     `say`, with exit code `code`. named: the hypothesis that says what it is; `unnamed` says why
-    none can.
+    none can. status: the rung on which the first divergence must be, where that is asked for.
+    queries: a power of two by which the queries of layer 0 are larger in the model that is run, for
+    what only large scores show.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Fault:
     code: int = FAIL
     named: str = ""
     unnamed: str = ""
+    status: str = ""
+    queries: float = 1.0
     options: Mapping[str, object] = field(default_factory=dict)
     run: Mapping[str, object] = field(default_factory=dict)
 
@@ -58,6 +62,12 @@ class Fault:
     @property
     def lives_in(self) -> str:
         return " and ".join(dict.fromkeys(p.lives_in for p in self.patches)) or "options"
+
+    @property
+    def of_another_reference(self) -> bool:
+        """Whether the oracle's side is another than that of a run without the fault."""
+        changed = any(patch.lives_in in ("oracle", "harness") for patch in self.patches)
+        return changed or self.queries != 1.0
 
 
 def patch(file: str, old: str, new: str) -> tuple[Patch, ...]:
