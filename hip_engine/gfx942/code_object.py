@@ -20,6 +20,8 @@ EF_AMDGPU_MACH_MASK = 0xFF
 EF_AMDGPU_MACH_GFX942 = 0x4C
 NT_AMDGPU_METADATA = 32
 DESCRIPTOR_BYTES = 64
+PRELOAD_LENGTH = 0x7F  # bits of the descriptor's preload field
+PRELOAD_HEADER_BYTES = 256
 MAX_IMAGE_BYTES = 1 << 31
 
 
@@ -45,8 +47,9 @@ class Argument:
 class KernelDescriptor:
     """The 64-byte `<kernel>.kd` and what the metadata says about the kernel.
 
-    `entry` is the virtual address of the first instruction. Register counts are granulated
-    allocations, so they are upper bounds of what the code touches.
+    `entry` is the virtual address of the first instruction; where arguments are preloaded that is
+    past the header for firmware that cannot. Register counts are granulated allocations, so they
+    are upper bounds of what the code touches.
     """
 
     symbol: str
@@ -216,6 +219,8 @@ def _descriptor(symbol, size, address, image, metadata) -> KernelDescriptor:
     (entry,) = struct.unpack_from("<q", raw, 16)
     rsrc3, rsrc1, rsrc2 = struct.unpack_from("<III", raw, 44)
     properties, preload = struct.unpack_from("<HH", raw, 56)
+    if preload & PRELOAD_LENGTH:
+        entry, size = entry + PRELOAD_HEADER_BYTES, max(size - PRELOAD_HEADER_BYTES, 0)
     arguments = tuple(
         Argument(a.get(".name", ""), a[".offset"], a[".size"], a[".value_kind"])
         for a in metadata.get(".args", [])

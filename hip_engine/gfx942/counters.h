@@ -82,30 +82,33 @@ static void count_access(Wave* w, u32 site, const u64* a, u64 exec, u64 size, u3
   }
 }
 
-// Passes of an LDS access: 32 banks of 4 bytes, half a wave at a time (dword by dword for wider
-// elements); a pass serves one address a bank.
+// Passes of an LDS access: 32 banks of 4 bytes, as many lanes at a time as take 128 bytes (8 lanes
+// of 16 bytes: ROCm's "Understanding AMD GPU LDS and Bank Conflicts"); a pass serves one address a
+// bank.
 static void count_lds(Wave* w, const u64* a, u64 size) {
   const u64 exec = exec_of(w), words = (size + 3) / 4;
+  const int lanes = words > 2 ? 8 : 32 / words;
   u64 apart = ~exec, together = ~exec;
   for (int i = 0; i < LANES; i++) {
-    apart |= a[i] ^ (a[0] + 4 * i);
+    apart |= a[i] ^ (a[0] + size * i);
     together |= a[i] ^ a[0];
   }
   w->counters->lds_accesses++;
-  if ((!apart && words == 1) || !together) {
-    w->counters->lds_passes += 2 * words;
+  if (!apart || !together) {
+    w->counters->lds_passes += LANES / lanes;
     return;
   }
-  for (u64 word = 0; word < words; word++)
-    for (int half = 0; half < 2; half++) {
-      u64 first[32], most = 0;
-      u32 uses[32] = {0};
-      FOR_ACTIVE(i, exec & (half ? 0xffffffff00000000u : 0xffffffffu)) {
+  for (int lane = 0; lane < LANES; lane += lanes) {
+    u64 first[32], most = 0;
+    u32 uses[32] = {0};
+    const u64 group = exec >> lane & ((1ull << lanes) - 1);
+    FOR_ACTIVE(i, group << lane)
+      for (u64 word = 0; word < words; word++) {
         const u64 dword = (a[i] - (u64)w->lds) / 4 + word;
         const u32 bank = dword % 32;
         if (!uses[bank] || first[bank] != dword) uses[bank]++, first[bank] = dword;
         most = uses[bank] > most ? uses[bank] : most;
       }
-      w->counters->lds_passes += most;
-    }
+    w->counters->lds_passes += most;
+  }
 }

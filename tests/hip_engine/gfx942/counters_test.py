@@ -30,6 +30,12 @@ KERNEL through_lds(const int* t, int* out, int stride) {
   barrier();
   out[tid()] = x[(tid() * stride) & 4095];
 }
+KERNEL wide_through_lds(const float4* t, float4* out, int stride) {
+  SHARED float4 x[1024];
+  x[(tid() * stride) & 1023] = t[tid()];
+  barrier();
+  out[tid()] = x[(tid() * stride) & 1023];
+}
 KERNEL matrices(const half4* a, float* c, int n) {
   float4 x = {};
   float16 y = {};
@@ -91,6 +97,13 @@ def test_lds_passes_count_bank_conflicts(stride, passes):
     assert record.memory.lds_accesses == 4
     assert record.memory.lds_passes == 4 * passes
     assert record.executed["barrier"] == 2, "each of two waves waits once"
+
+
+@pytest.mark.parametrize(("stride", "passes"), [(1, 8), (2, 16), (8, 64), (9, 8), (0, 8)])
+def test_eight_lanes_of_16_bytes_share_a_pass(stride, passes):
+    record, _ = launched("wide_through_lds", 1, 64, stride)
+    assert record.memory.lds_accesses == 2
+    assert record.memory.lds_passes == 2 * passes
 
 
 def test_mfma_by_shape():

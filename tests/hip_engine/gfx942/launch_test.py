@@ -377,3 +377,22 @@ def test_objects_without_metadata_take_no_arguments_and_run(device):
     text = objects.kernel_text("bare", "  v_mov_b32 v1, 1", pointers=0)
     kernel = device.load(objects.kernels(text, with_metadata=False))["bare"]
     assert device.launch(kernel, (1, 1, 1), (64, 1, 1), []).executed["valu"] == 1
+
+
+MANY_ARGUMENTS = """
+KERNEL many(int* out, int a, const int* in, int b, int c, int d, int e, int f, int g, int h) {
+  out[tid()] = a * in[tid()] + 3 * b + 5 * c + 7 * d + 11 * e + 13 * f + 17 * g + 19 * h;
+}
+"""
+
+
+@pytest.mark.parametrize("count", [0, 3, 16])
+def test_preloaded_arguments_are_in_registers_and_the_header_is_not_run(device, count):
+    """The header traps: it is for firmware that cannot preload."""
+    flags = "-O3", "-mllvm", f"-amdgpu-kernarg-preload-count={count}"
+    kernel = device.load(objects.hip(MANY_ARGUMENTS, *flags))["many"]
+    assert bool(kernel.descriptor.kernarg_preload) == bool(count)
+    line = np.arange(64, dtype=np.int32)
+    with buffers(device, line) as (given,):
+        got = run(device, kernel, (1, 1, 1), (64, 1, 1), 0 * line, 2, given, *range(1, 8))
+    np.testing.assert_array_equal(got, 2 * line + np.dot([3, 5, 7, 11, 13, 17, 19], range(1, 8)))
