@@ -16,6 +16,7 @@ from hip_engine.kv_cache import KvCache, KvGeometry, KvLayout
 from hip_engine.launcher import UNIT, Launcher
 from hip_engine.memory_plan import MemoryPlan, rope_table
 from hip_engine.options import Options
+from hip_engine.page_pool import SequenceId
 from hip_engine.precision import declared_precision
 from hip_engine.routes import Route, attention_symbol, resolve
 from hip_engine.spot_check import check_weights_on_device
@@ -27,7 +28,8 @@ from hip_engine.weights import ModelFile, open_model
 class Engine:
     """Sequences on one device, from `open`; refusals are EngineErrors before any launch.
 
-    Sequence 0 is always there: `step` and `prefill` mean it unless told otherwise.
+    Sequence 0 is always there: `step` and `prefill` mean it unless told otherwise. The SequenceId
+    of another engine is refused (ForeignSequence).
 
     Attributes:
       config, model_sha256, code_object_sha256: what runs.
@@ -87,6 +89,7 @@ class Engine:
         self._prefill = replace(manual, gemm=options.prefill_gemm)
         self._code = StaticCode(launcher.code_object)
         self.code_object_sha256 = launcher.kernels[self._choice.symbol].code_object_sha256
+        scales = options.kv_scales(model) if kind.scaled else None
         layout = KvLayout(
             kind, options.max_context, options.sequences, options.page_slots, options.pages
         )
@@ -96,8 +99,8 @@ class Engine:
         for name, tensor in model.tensors.items():
             self._device.write(self._buffers[name], np.ascontiguousarray(tensor.data))
             model.release_pages()
-        scales = options.kv_scales(config) if kind.scaled else None
-        self._cache = KvCache(config, layout, self._device, self._buffers, scales)
+        owner = f"an engine of model {model.sha256[:12]}"
+        self._cache = KvCache(config, layout, self._device, self._buffers, scales, owner)
         self._forward = Forward(
             *(model, launcher, self._cache, self._buffers, plan.max_chunks),
             read_offset_bytes=lambda layer: self.kv_layer_offset_bytes(layer),
@@ -154,10 +157,10 @@ class Engine:
         """
         return self._observed[phase].attestation()
 
-    def open_sequence(self) -> int:
+    def open_sequence(self) -> SequenceId:
         return self._cache.pool.open()
 
-    def fork_sequence(self, sequence: int, length: int) -> int:
+    def fork_sequence(self, sequence: int, length: int) -> SequenceId:
         """A new sequence that shares the first `length` tokens, pages and all, with another."""
         child = self._cache.pool.fork(sequence, length)
         self._cache.write_tables()

@@ -104,5 +104,13 @@ class UnknownSequence(EngineError):
     """A sequence that was never opened, or was closed; nothing was changed."""
 
 
+class ForeignSequence(EngineError):
+    """A sequence that another engine opened, or this one before its reset; nothing was changed."""
+
+
+class ScalesRefused(EngineError):
+    """A file of fp8 scales that is not one, or is another model's."""
+
+
 class TraceDamaged(EngineError):
     """A trace file holds something that was never written to it."""

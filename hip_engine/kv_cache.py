@@ -97,8 +97,10 @@ class KvCache:
         device: Device,
         buffers: Mapping[str, Buffer],
         scales_L2K: np.ndarray | None,
+        owner: str,
     ):
         self.layout, self._config, self._device = layout, config, device
+        self._owner = owner
         self._buffers = buffers
         self.head_stride = layout.slots_of_a_page * config.H
         self.page_stride = config.K * self.head_stride
@@ -112,7 +114,8 @@ class KvCache:
     def clear(self):
         layout = self.layout
         self.pool = PagePool(
-            layout.page_count, layout.slots_of_a_page, layout.sequences, layout.positions
+            *(layout.page_count, layout.slots_of_a_page, layout.sequences, layout.positions),
+            owner=self._owner,
         )
         self.write_tables()
 

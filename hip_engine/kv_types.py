@@ -45,6 +45,7 @@ def _fp8_values() -> np.ndarray:
 
 
 _FP8 = _fp8_values()
+FP8_LARGEST = float(np.nanmax(_FP8))
 
 
 def _widen_fp8(raw: np.ndarray) -> np.ndarray:

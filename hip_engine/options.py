@@ -1,12 +1,14 @@
 """What an engine may be opened with, beside model, device and route."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from hip_engine.config import ModelConfig
-from hip_engine.errors import EngineError
+from hip_engine.errors import EngineError, ScalesRefused
+from hip_engine.kv_scales import KvScales
 from hip_engine.kv_types import KV_TYPES, KvType
+from hip_engine.weights import ModelFile
 
 PAGE_SLOTS = (16, 64, 256)
 MAX_SEQUENCES = 64
@@ -18,7 +20,7 @@ class Options:
 
     Attributes:
       kv_dtype: a name of KV_TYPES. kv_scale: fp8 only: what stored numbers are multiplied by, one
-        for all heads or an array [layer][k, v][kv head].
+        for all heads, an array [layer][k, v][kv head] or the path of a KvScales file.
       max_context: positions of a sequence. sequences: how many at a time.
       page_slots: None for a contiguous cache. pages: of the pool; None: enough for all sequences.
       max_rows: tokens of one pass.
@@ -27,7 +29,7 @@ class Options:
     """
 
     kv_dtype: str = "float16"
-    kv_scale: float | np.ndarray = 1.0
+    kv_scale: float | np.ndarray | str | Path = 1.0
     max_context: int | None = None
     sequences: int = 1
     page_slots: int | None = None
@@ -41,6 +43,10 @@ class Options:
     def kv_type(self) -> KvType:
         return KV_TYPES[self.kv_dtype]
 
+    @property
+    def scales_file(self) -> bool:
+        return isinstance(self.kv_scale, str | Path)
+
     def checked(self) -> "Options":
         """Itself, or an EngineError that names the field and what it may be."""
         for ok, field, allowed in (
@@ -53,13 +59,21 @@ class Options:
             (self.prefill_gemm in ("valu", "mfma"), "prefill_gemm", "valu or mfma"),
             (self.window >= 0, "window", "0 or positive"),
             (self.softcap >= 0, "softcap", "0 or positive"),
-            (np.all(np.asarray(self.kv_scale) > 0), "kv_scale", "positive"),
+            (self.scales_file or np.all(np.asarray(self.kv_scale) > 0), "kv_scale", "positive"),
         ):
             if not ok:
                 raise EngineError(f"{field} is {getattr(self, field)!r}: use {allowed}")
         return self
 
-    def kv_scales(self, config: ModelConfig) -> np.ndarray:
-        """[layer][k, v][kv head]."""
-        shape = (config.L, 2, config.K)
-        return np.broadcast_to(np.asarray(self.kv_scale, np.float32), shape).copy()
+    def kv_scales(self, model: ModelFile) -> np.ndarray:
+        """[layer][k, v][kv head].
+
+        Raises:
+          ScalesRefused: another shape, or a file that is not of this model.
+        """
+        if self.scales_file:
+            return KvScales.read(self.kv_scale, model).scales_L2K
+        shape, given = (model.config.L, 2, model.config.K), np.asarray(self.kv_scale, np.float32)
+        if given.shape not in ((), shape):
+            raise ScalesRefused(f"kv_scale has the shape {given.shape}: use one number or {shape}")
+        return np.broadcast_to(given, shape).copy()

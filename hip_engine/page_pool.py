@@ -4,13 +4,42 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hip_engine.errors import ContextOverflow, OutOfPages, UnknownSequence, WrongBlockTable
+from hip_engine.errors import (
+    ContextOverflow,
+    ForeignSequence,
+    OutOfPages,
+    UnknownSequence,
+    WrongBlockTable,
+)
 
 UNMAPPED = 0  # what a table holds beyond a sequence's pages; never looked up
 
 
+class SequenceId(int):
+    """The number of a sequence, and the pool that opened it: no other takes it.
+
+    Two sequences of one number are not equal, so that a batch cannot confuse them; both equal the
+    number itself, which a pool takes for its own sequence.
+    """
+
+    pool: "PagePool"
+
+    def of(self, pool: "PagePool") -> "SequenceId":
+        self.pool = pool
+        return self
+
+    def __eq__(self, other) -> bool:
+        return self is other if isinstance(other, SequenceId) else int(self) == other
+
+    def __ne__(self, other) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+
 @dataclass
 class _Sequence:
+    id: SequenceId = field(compare=False)
     length: int = 0
     pages: list[int] = field(default_factory=list)
 
@@ -18,19 +47,22 @@ class _Sequence:
 class PagePool:
     """`pages` pages of `page_slots` slots for at most `sequences` sequences of `positions` slots.
 
-    Every method either does all it says or raises and changes nothing.
+    Every method either does all it says or raises and changes nothing. `owner` says in errors whose
+    pool it is.
     """
 
-    def __init__(self, pages: int, page_slots: int, sequences: int, positions: int):
-        self.page_slots, self.positions = page_slots, positions
+    def __init__(
+        self, pages: int, page_slots: int, sequences: int, positions: int, owner: str = "this pool"
+    ):
+        self.page_slots, self.positions, self.owner = page_slots, positions, owner
         self.tables_BP = np.full((sequences, -(-positions // page_slots)), UNMAPPED, np.int32)
         self.references_P = np.zeros(pages, np.int64)
         self._free = list(range(pages - 1, -1, -1))
         self._sequences: dict[int, _Sequence] = {}
 
     @property
-    def sequences(self) -> tuple[int, ...]:
-        return tuple(self._sequences)
+    def sequences(self) -> tuple[SequenceId, ...]:
+        return tuple(state.id for state in self._sequences.values())
 
     @property
     def free_pages(self) -> int:
@@ -42,7 +74,7 @@ class PagePool:
     def pages_of(self, sequence: int) -> tuple[int, ...]:
         return tuple(self._of(sequence).pages)
 
-    def open(self) -> int:
+    def open(self) -> SequenceId:
         """A new empty sequence: the lowest unused row of the tables.
 
         Raises:
@@ -50,8 +82,8 @@ class PagePool:
         """
         for sequence in range(len(self.tables_BP)):
             if sequence not in self._sequences:
-                self._sequences[sequence] = _Sequence()
-                return sequence
+                self._sequences[sequence] = _Sequence(SequenceId(sequence).of(self))
+                return self._sequences[sequence].id
         raise OutOfPages(f"all {len(self.tables_BP)} sequences are in use: close one first")
 
     def reserve(self, wanted: dict[int, int]) -> list[tuple[int, int]]:
@@ -81,7 +113,7 @@ class PagePool:
             raise OutOfPages(f"{needed} pages needed, {len(self._free)} of the pool are free")
         copies = []
         for sequence, tokens in wanted.items():
-            state = self._sequences[sequence]
+            state = self._of(sequence)
             if tokens > 0 and self._shares_its_open_page(state):
                 at = state.length // self.page_slots
                 copies.append((state.pages[at], self._replace(state, at)))
@@ -96,7 +128,7 @@ class PagePool:
         assert state.length + tokens <= len(state.pages) * self.page_slots
         state.length += tokens
 
-    def fork(self, sequence: int, length: int) -> int:
+    def fork(self, sequence: int, length: int) -> SequenceId:
         """A new sequence that shares the first `length` slots until either writes there.
 
         Raises:
@@ -107,7 +139,7 @@ class PagePool:
             raise ContextOverflow(f"a prefix of {length} slots of {parent.length}")
         child = self.open()
         pages = parent.pages[: -(-length // self.page_slots)]
-        self._sequences[child] = _Sequence(length, list(pages))
+        self._sequences[int(child)] = _Sequence(child, length, list(pages))
         self.references_P[pages] += 1
         self._write_table(child)
         return child
@@ -120,7 +152,7 @@ class PagePool:
             if self.references_P[page] == 0:
                 freed.append(page)
         self._free += reversed(freed)
-        del self._sequences[sequence]
+        del self._sequences[int(sequence)]
         self.tables_BP[sequence] = UNMAPPED
         return freed
 
@@ -130,9 +162,17 @@ class PagePool:
         return np.bincount(np.array(pages, np.int64), minlength=len(self.references_P))
 
     def _of(self, sequence: int) -> _Sequence:
-        if sequence not in self._sequences:
+        if isinstance(sequence, SequenceId) and sequence.pool is not self:
+            raise ForeignSequence(
+                f"sequence {sequence} was opened by {sequence.pool.owner}, or before a reset: this "
+                f"is {self.owner}"
+            )
+        state = self._sequences.get(int(sequence))
+        if state is None:
             raise UnknownSequence(f"no sequence {sequence}: open are {sorted(self._sequences)}")
-        return self._sequences[sequence]
+        if isinstance(sequence, SequenceId) and sequence is not state.id:
+            raise UnknownSequence(f"sequence {sequence} was closed; its number is another's now")
+        return state
 
     def _check_table(self, sequence: int, state: _Sequence):
         mapped = self.tables_BP[sequence, : len(state.pages)]
@@ -160,6 +200,6 @@ class PagePool:
         return state.pages[at]
 
     def _write_table(self, sequence: int):
-        pages = self._sequences[sequence].pages
+        pages = self._sequences[int(sequence)].pages
         self.tables_BP[sequence] = UNMAPPED
         self.tables_BP[sequence, : len(pages)] = pages

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 
 from hip_engine.engine import Engine
-from hip_engine.errors import EngineError, OutOfPages, UnknownSequence, WrongBlockTable
+from hip_engine.errors import (
+    EngineError,
+    ForeignSequence,
+    OutOfPages,
+    UnknownSequence,
+    WrongBlockTable,
+)
 from hip_engine.kv_types import KV_TYPES
 from hip_engine.routes import BUILT
 from hip_engine.taps import Taps
+from tests.tiny_gguf import Shape, write_llama
 
 PAGED = {"sequences": 4, "page_slots": 16, "max_context": 64, "pages": 8}
 PROMPTS = {0: [5, 6, 7], 1: list(range(20, 41)), 2: [99]}
@@ -242,6 +249,49 @@ def test_what_does_not_fit_changes_no_byte(engine, device, case):
         call(engine)
     assert before == digest(engine, device)
     assert not any(log.written(b).any() for b in (engine.kv_geometry().k, engine.kv_geometry().v))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory, device):
+    """A sequence of an engine of another model, with the number of one of ours."""
+    path = tmp_path_factory.mktemp("other") / "model.gguf"
+    other = Engine.open(write_llama(path, Shape(1, 128, 2, 1, 64, 96, 97)), device, **PAGED)
+    yield other.open_sequence()
+    other.close()
+
+
+MIXED = {
+    "step": lambda engine, foreign: engine.step(1, sequence=foreign),
+    "prefill": lambda engine, foreign: engine.prefill([1, 2], sequence=foreign),
+    "generate": lambda engine, foreign: engine.generate(1, 2, sequence=foreign),
+    "batch": lambda engine, foreign: engine.decode({engine.pool.sequences[1]: 1, foreign: 1}),
+    "fork": lambda engine, foreign: engine.fork_sequence(foreign, 0),
+    "close": lambda engine, foreign: engine.close_sequence(foreign),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_a_sequence_of_another_model_is_refused_and_changes_no_byte(engine, device, stranger, case):
+    fill(engine)
+    assert stranger == 1 and stranger != engine.pool.sequences[1]
+    before = digest(engine, device)
+    with pytest.raises(ForeignSequence, match="1 was opened by an engine of model .* is an en"):
+        MIXED[case](engine, stranger)
+    assert before == digest(engine, device)
+
+
+def test_a_sequence_from_before_a_reset_or_of_a_reused_number_is_refused(engine, device):
+    old = engine.open_sequence()
+    engine.close_sequence(old)
+    assert engine.open_sequence() == int(old)
+    before = digest(engine, device)
+    with pytest.raises(UnknownSequence, match="sequence 1 was closed"):
+        engine.step(1, sequence=old)
+    assert before == digest(engine, device)
+    kept = engine.pool.sequences[0]
+    engine.reset()
+    with pytest.raises(ForeignSequence, match="before a reset"):
+        engine.step(1, sequence=kept)
 
 
 @pytest.mark.parametrize("dtype", KV_TYPES)
