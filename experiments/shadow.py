@@ -46,7 +46,7 @@ class ShadowDevice(ObservedDevice):
         if not self._symbol:
             return record
         if kernel.symbol.startswith("attn_") and "_mfma_" in kernel.symbol:
-            self._pending = (kernel, grid, block, (args[0].copy(),), dynamic_lds_bytes)
+            self._pending = (kernel, grid, block, args, dynamic_lds_bytes)
             self._executed = record.executed.get("mfma", 0)
         elif kernel.symbol == MERGE and self._pending:
             mfma_TNH, before = self._output(grid), self._attention_bytes()
@@ -66,7 +66,7 @@ class ShadowDevice(ObservedDevice):
     def _launch_shadow(self) -> int:
         """Matrix-core instructions that the vector kernel executed: to be none."""
         _, (workgroups, _, tokens), block, args, lds = self._pending
-        N, K = int(args[0]["N"]), int(args[0]["K"])
+        N, K = int(args[-1]["N"]), int(args[-1]["K"])
         tile = int(self._symbol.rpartition("_g")[2])
         grid = workgroups, K * math.ceil(N // K / tile), tokens
         record = self.device.launch(self.kernels[self._symbol], grid, block, args, lds)

@@ -1,4 +1,4 @@
-"""The structures that attention kernels take by value: mirrors of KvView and AttnArgs."""
+"""What attention kernels take: mirrors of KvView and AttnArgs."""
 
 import numpy as np
 
@@ -19,8 +19,9 @@ KV_VIEW = np.dtype(
     align=True,
 )
 
-# kernels/attention.h
-ATTN_ARGS = np.dtype(
+# kernels/attention.h: two arguments of their own, which are preloaded, and AttnArgs.
+ATTN_ROWS = [("position_T", POINTER), ("sequence_T", POINTER)]
+ATTN_STRUCTURE = np.dtype(
     [
         ("q_TNH", POINTER),
         ("k_TKH", POINTER),
@@ -29,8 +30,6 @@ ATTN_ARGS = np.dtype(
         ("k_append_PKJH", POINTER),
         ("v_append_PKJH", POINTER),
         ("kv", KV_VIEW),
-        ("position_T", POINTER),
-        ("sequence_T", POINTER),
         ("max_TNC", POINTER),
         ("sum_TNC", POINTER),
         ("out_TNCH", POINTER),
@@ -44,6 +43,17 @@ ATTN_ARGS = np.dtype(
     ],
     align=True,
 )
+ATTN_ARGS = np.dtype(
+    [*ATTN_ROWS, *((name, ATTN_STRUCTURE[name]) for name in ATTN_STRUCTURE.names)], align=True
+)
+
+
+def attention_arguments(args: np.ndarray) -> tuple[np.generic, ...]:
+    """A record of ATTN_ARGS as the kernels' arguments; the last is the structure."""
+    structure = np.zeros((), ATTN_STRUCTURE)
+    for name in ATTN_STRUCTURE.names:
+        structure[name] = args[name]
+    return *(args[name][()] for name, _ in ATTN_ROWS), structure[()]
 
 
 def record(dtype: np.dtype, **fields) -> np.void:

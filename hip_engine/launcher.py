@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hip_engine.arguments import attention_arguments
 from hip_engine.device import Device, Graph, LaunchRecord
 
-# These mirror constants of the kernels: GemvShape, kBatch, kElementwiseThreads, kChunk.
+# These mirror constants of the kernels: GemvShape, kBatch, kElementwiseThreads, kChunk and so on.
 THREADS = 256
 GEMV_ROWS_PER_WAVE = 4
 GEMV_WAVES = 4
@@ -22,6 +23,7 @@ WAVE = 64
 ARGMAX_THREADS = 1024
 ATTENTION_CHUNK = 256
 MAX_CHUNK_WORKGROUPS = 1024
+MERGE_COLUMNS = 64
 
 
 class Matrix(NamedTuple):
@@ -100,13 +102,13 @@ class Launcher:
         # An absent matrix has no rows, so its addresses are never used.
         a, b, c = (*matrices, *[Matrix(0, 0, 0)] * (3 - len(matrices)))
         blocks = sum(gemv_workgroups(m.rows, columns) for m in matrices)
-        addresses = (a.weight, b.weight, c.weight, a.output, b.output, c.output)
+        weights, outputs = zip(*((m.weight, m.output) for m in (a, b, c)), strict=True)
         family, batches = ("gemv", 1) if T == 1 else ("gemm_valu", math.ceil(T / GEMM_TOKENS))
         self._launch(
             f"{family}_{format}",
             (blocks, batches),
             GEMV_WAVES * WAVE,
-            *(x, *addresses, a.rows, b.rows, c.rows, columns, T),
+            *(x, *weights, a.rows, b.rows, c.rows, columns, T, *outputs),
         )
 
     def gemm_mfma(self, format: str, x: int, matrix: Matrix, columns: int, T: int):
@@ -133,16 +135,17 @@ class Launcher:
         workgroups = chunk_workgroups(S, window)
         args["workgroups"] = workgroups
         grid = (workgroups, K * math.ceil(N // K / tile), T)
-        self._launch(symbol, grid, THREADS, args.copy()[()])
+        self._launch(symbol, grid, THREADS, *attention_arguments(args))
         partials = tuple(int(args[name]) for name in ("max_TNC", "sum_TNC", "out_TNCH"))
         counts = N, H, int(args["max_chunks"])
-        self.merge(partials, int(args["position_T"]), output, counts, window, T)
+        self.merge(partials, int(args["position_T"]), output, counts, S, window, T)
 
-    def merge(self, partials: tuple[int, int, int], positions: int, output: int, NHC, window, T):
-        """`partials`: of chunks, max_TNC, sum_TNC and out_TNCH; C: chunks there is room for."""
+    def merge(self, partials: tuple[int, int, int], positions: int, output: int, NHC, S, window, T):
+        """Of up to S slots. `partials`: max_TNC, sum_TNC and out_TNCH, with room for C chunks."""
         N, H, C = NHC
-        args = (*partials, positions, output, N, H, C, window)
-        self._launch("attn_merge_chunks", (N, T), THREADS, *args)
+        chunks = math.ceil(S / ATTENTION_CHUNK)
+        args = (positions, *partials, N, H, C, chunks, window, output)
+        self._launch("attn_merge_chunks", (N * math.ceil(H / MERGE_COLUMNS), T), THREADS, *args)
 
     def swiglu(self, gate: int, up: int, output: int, count: int):
         self._elementwise("swiglu", gate, up, output, count)

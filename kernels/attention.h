@@ -18,6 +18,8 @@ constexpr int kTile = 64;
 constexpr int kChunk = kAttnWaves * kTile;
 
 // Mirrored by hip_engine/arguments.py. A row is a query token: of its sequence, at its position.
+// Kernels take position_T and sequence_T before it: arguments that are in registers when a wave
+// starts (-amdgpu-kernarg-preload-count) must come first and be plain.
 struct AttnArgs {
   const float* q_TNH;         // after RoPE in manual, before it in fused
   const float* k_TKH;         // fused only, with the three below
@@ -26,8 +28,6 @@ struct AttnArgs {
   void* k_append_PKJH;
   void* v_append_PKJH;
   KvView kv;
-  const int32_t* position_T;
-  const int32_t* sequence_T;
   float* max_TNC;
   float* sum_TNC;
   float* out_TNCH;
@@ -89,55 +89,60 @@ GRETA_DEVICE float SoftCap(float score, float cap) {
   return __builtin_copysignf((1.0f - e) / (1.0f + e), score) * cap;
 }
 
-// The factor that moves a partial with maximum `from` to the maximum `to`. An empty partial has
-// the maximum -infinity and sums of zero.
-GRETA_DEVICE float Rescale(float from, float to) {
-  return from == -kInfinity ? 0.0f : Exp(from - to);
-}
+// The factor that moves a partial with maximum `from` to the maximum `to`: 0 for an empty one,
+// whose maximum is -infinity.
+GRETA_DEVICE float Rescale(float from, float to) { return Exp(from - to); }
 
 // The four waves' tiles of a chunk.
 template <int kHeads, int kHeadDim>
 struct ChunkScratch {
   float max[kAttnWaves][kHeads];
   float sum[kAttnWaves][kHeads];
-  float out[kAttnWaves][kHeads][kHeadDim];
+  alignas(16) float out[kAttnWaves][kHeads][kHeadDim];
 };
 
 // Merges the waves' tiles in order and stores the chunk's partial for heads [head0, head0 + heads).
+// A lane has four elements of a head, and four lanes share the factors of the four waves.
 template <int kHeads, int kHeadDim>
 GRETA_DEVICE void StoreChunk(const ChunkScratch<kHeads, kHeadDim>& waves, const AttnArgs& args,
                              int64_t row, int head0, int heads, int chunk, float v_scale) {
-  for (int i = ThreadId(); i < heads * kHeadDim; i += 64 * kAttnWaves) {
+  static_assert(kHeadDim % 16 == 0 && kAttnWaves == 4, "four lanes have the same head");
+  for (int i = 4 * ThreadId(); i < heads * kHeadDim; i += 4 * 64 * kAttnWaves) {
     const int g = i / kHeadDim, h = i % kHeadDim;
-    float max = waves.max[0][g];
-    for (int w = 1; w < kAttnWaves; ++w) max = __builtin_fmaxf(max, waves.max[w][g]);
-    float sum = 0.0f, out = 0.0f;
+    const float own = waves.max[LaneId() % kAttnWaves][g];
+    const float max = ReduceLanes<Max>(own, kAttnWaves);
+    const float factor = Rescale(own, max);
+    const float factors[] = {Dpp<kDppQuad0>(factor), Dpp<kDppQuad1>(factor),
+                             Dpp<kDppQuad2>(factor), Dpp<kDppQuad3>(factor)};
+    float sum = 0.0f;
+    float_x4 out = float_x4(0.0f);
     for (int w = 0; w < kAttnWaves; ++w) {
-      const float factor = Rescale(waves.max[w][g], max);
-      sum = __builtin_fmaf(factor, waves.sum[w][g], sum);
-      out = __builtin_fmaf(factor, waves.out[w][g][h], out);
+      sum = __builtin_fmaf(factors[w], waves.sum[w][g], sum);
+      out = __builtin_elementwise_fma(float_x4(factors[w]),
+                                      LoadAligned<float_x4, 16>(&waves.out[w][g][h]), out);
     }
     const int64_t at = (row * args.N + head0 + g) * args.max_chunks + chunk;
     if (h == 0) args.max_TNC[at] = max, args.sum_TNC[at] = sum;
-    args.out_TNCH[at * kHeadDim + h] = out * v_scale;
+    *reinterpret_cast<float_x4*>(args.out_TNCH + at * kHeadDim + h) = out * v_scale;
   }
 }
 
 // Turns k by RoPE and stores k and v of the row's token in its slot; all threads take part.
 template <class Cache, int kHeadDim>
-GRETA_DEVICE void AppendToken(const AttnArgs& args, int64_t row, int kv_head, int position,
-                              const float* cos_sin_H) {
+GRETA_DEVICE void AppendToken(const AttnArgs& args, int64_t row, int sequence, int kv_head,
+                              int position, const float* cos_sin_H) {
   const float* k_H = args.k_TKH + (row * args.K + kv_head) * kHeadDim;
   const float* v_H = args.v_TKH + (row * args.K + kv_head) * kHeadDim;
-  const int64_t slot = args.kv.SlotOffset(args.sequence_T[row], kv_head, position, kHeadDim);
-  const float* scales_2K = args.kv.scales_2K;
+  const int64_t slot = args.kv.SlotOffset(sequence, kv_head, position, kHeadDim);
+  const float k_scale = ScaleOf<Cache>(args.kv.scales_2K, kv_head);
+  const float v_scale = ScaleOf<Cache>(args.kv.scales_2K, args.K + kv_head);
   for (int h = 2 * ThreadId(); h < kHeadDim; h += 2 * 64 * kAttnWaves) {
     float k[2];
     LoadQuery<2>(k_H, cos_sin_H, h, k);
+    const float v[] = {v_H[h], v_H[h + 1]};
     for (int e = 0; e < 2; ++e) {
-      StoreElement<Cache>(args.k_append_PKJH, slot + h + e, k[e], scales_2K + kv_head);
-      StoreElement<Cache>(args.v_append_PKJH, slot + h + e, v_H[h + e],
-                          scales_2K + args.K + kv_head);
+      StoreElement<Cache>(args.k_append_PKJH, slot + h + e, k[e], k_scale);
+      StoreElement<Cache>(args.v_append_PKJH, slot + h + e, v[e], v_scale);
     }
   }
 }
@@ -145,35 +150,44 @@ GRETA_DEVICE void AppendToken(const AttnArgs& args, int64_t row, int kv_head, in
 // The kernel of every route. `Tile` computes one wave's tile of 64 slots into the scratch.
 // Grid: x = workgroups over chunks, y = kv head * head tiles + tile, z = row.
 template <class Cache, int kHeadDim, int kHeads, class Tile, bool kFused>
-GRETA_DEVICE void AttendChunks(const AttnArgs& args) {
+GRETA_DEVICE void AttendChunks(const int32_t* position_T, const int32_t* sequence_T,
+                               const AttnArgs& args) {
   __shared__ ChunkScratch<kHeads, kHeadDim> scratch;
   __shared__ typename Tile::Shared shared;
   const int64_t row = BlockZ();
-  const int position = args.position_T[row], sequence = args.sequence_T[row];
-  const LiveSlots live = LiveSlots::At(position, args.window);
-  const int G = args.N / args.K, tiles = (G + kHeads - 1) / kHeads;
+  int position = position_T[row], sequence = sequence_T[row], N = args.N, window = args.window;
+  // The first round trip to memory: all that the next one needs is waited for together. Left alone,
+  // each would be loaded where it is used.
+  __asm__ volatile("" : "+s"(position), "+s"(sequence), "+s"(N), "+s"(window)
+                   : "s"(args.q_TNH), "s"(args.kv.table_BP), "s"(args.kv.page_stride),
+                     "s"(args.kv.log2_page), "s"(args.workgroups));
+  const LiveSlots live = LiveSlots::At(position, window);
+  const int G = N / args.K, tiles = (G + kHeads - 1) / kHeads;
   const int kv_head = BlockY() / tiles, g0 = BlockY() % tiles * kHeads;
   const int head0 = kv_head * G + g0, heads = G - g0 < kHeads ? G - g0 : kHeads;
   const float* cos_sin_H =
       kFused ? args.cos_sin_SH + static_cast<int64_t>(position) * kHeadDim : nullptr;
-  const int first_chunk = live.first / kChunk + BlockX();
-  if (first_chunk * kChunk >= live.end) return;
+  int chunk = live.first / kChunk + BlockX();
+  if (chunk * kChunk >= live.end) return;
+  int s0 = chunk * kChunk + WaveId() * kTile;
+  // The second: where K and V lie, and the queries. The third brings K.
+  const auto rows_of_tile = [&] {
+    return TileRows::At(args.kv, sequence, kv_head, s0, live, kHeadDim);
+  };
+  TileRows rows = rows_of_tile();
   if constexpr (kFused) {
     // Whoever reads the newest slot has written it: no other workgroup needs to be waited for.
     const int newest = position / kChunk;
-    if ((newest - first_chunk) % args.workgroups == 0) {
-      AppendToken<Cache, kHeadDim>(args, row, kv_head, position, cos_sin_H);
+    if ((newest - chunk) % args.workgroups == 0) {
+      AppendToken<Cache, kHeadDim>(args, row, sequence, kv_head, position, cos_sin_H);
       Barrier();
     }
   }
-  float k_scale = 1.0f, v_scale = 1.0f;
-  if constexpr (CacheType<Cache>::kScaled) {
-    k_scale = args.kv.scales_2K[kv_head], v_scale = args.kv.scales_2K[args.K + kv_head];
-  }
+  const float k_scale = ScaleOf<Cache>(args.kv.scales_2K, kv_head);
+  const float v_scale = ScaleOf<Cache>(args.kv.scales_2K, args.K + kv_head);
   Tile tile;
   tile.LoadQueries(args.q_TNH + (row * args.N + head0) * kHeadDim, cos_sin_H, heads, shared);
-  for (int chunk = first_chunk; chunk * kChunk < live.end; chunk += args.workgroups) {
-    const int s0 = chunk * kChunk + WaveId() * kTile;
+  for (;;) {
     const bool empty = s0 >= live.end || s0 + kTile <= live.first;
     if (empty) {
       for (int i = LaneId(); i < kHeads; i += kWaveSize) {
@@ -182,13 +196,15 @@ GRETA_DEVICE void AttendChunks(const AttnArgs& args) {
       float* out = &scratch.out[WaveId()][0][0];
       for (int i = LaneId(); i < kHeads * kHeadDim; i += kWaveSize) out[i] = 0.0f;
     } else {
-      const TileRows rows = TileRows::At(args.kv, sequence, kv_head, s0, live, kHeadDim);
       tile.Run(shared, static_cast<const Cache*>(args.kv.k_PKJH),
-               static_cast<const Cache*>(args.kv.v_PKJH), rows, s0, live, args.scale * k_scale, args.softcap, scratch.max[WaveId()],
-               scratch.sum[WaveId()], scratch.out[WaveId()]);
+               static_cast<const Cache*>(args.kv.v_PKJH), rows, s0, live, args.scale * k_scale,
+               args.softcap, scratch.max[WaveId()], scratch.sum[WaveId()], scratch.out[WaveId()]);
     }
     Barrier();
     StoreChunk<kHeads, kHeadDim>(scratch, args, row, head0, heads, chunk, v_scale);
+    chunk += args.workgroups, s0 += args.workgroups * kChunk;
+    if (chunk * kChunk >= live.end) return;
+    rows = rows_of_tile();
     Barrier();
   }
 }

@@ -42,24 +42,27 @@ template <class Cache>
 struct OperandsOf;
 template <>
 struct OperandsOf<half_t> : HalfOperands {
-  GRETA_DEVICE void Load(const half_t* p, half_t* x) {
-    const half_x8 row = LoadAligned<half_x8, 16>(p);
+  GRETA_DEVICE void Widen(uint_x4 raw, half_t* x) {
+    const half_x8 row = __builtin_bit_cast(half_x8, raw);
     for (int e = 0; e < 8; ++e) x[e] = row[e];
   }
 };
 template <>
 struct OperandsOf<fp8_t> : HalfOperands {
-  GRETA_DEVICE void Load(const fp8_t* p, half_t* x) {
+  GRETA_DEVICE void Widen(uint_x4 raw, half_t* x) {
     float row[16];
-    CacheType<fp8_t>::Widen(LoadAligned<uint_x4, 16>(p), row);
-    for (int e = 0; e < 16; ++e) x[e] = static_cast<half_t>(row[e]);
+    CacheType<fp8_t>::Widen(raw, row);
+    for (int e = 0; e < 16; e += 2) {  // exact, however it rounds: two at a time
+      const auto pair = __builtin_amdgcn_cvt_pkrtz(row[e], row[e + 1]);
+      x[e] = pair[0], x[e + 1] = pair[1];
+    }
   }
 };
 template <>
 struct OperandsOf<bfloat_t> : BfloatOperands {
-  GRETA_DEVICE void Load(const bfloat_t* p, int16_t* x) {
+  GRETA_DEVICE void Widen(uint_x4 raw, int16_t* x) {
     typedef int16_t short_x8 __attribute__((ext_vector_type(8)));
-    const short_x8 row = LoadAligned<short_x8, 16>(p);
+    const short_x8 row = __builtin_bit_cast(short_x8, raw);
     for (int e = 0; e < 8; ++e) x[e] = row[e];
   }
 };
@@ -67,6 +70,13 @@ struct OperandsOf<bfloat_t> : BfloatOperands {
 // Waves a SIMD that the results of a workgroup in LDS have room for, two at most. Asked for them
 // the compiler keeps products in plain registers; it otherwise moves them to and from AccVGPRs.
 constexpr int MfmaWaves(int heads, int head_dim) { return heads * head_dim < 2048 ? 2 : 1; }
+
+// Steps, `most` or fewer, whose loads fill 64 registers as 16-bit operands: `each` a step.
+template <class Cache>
+constexpr int StepsInFlight(int most, int each) {
+  while (most > 1 && most * each > 8 * static_cast<int>(sizeof(Cache))) most /= 2;
+  return most;
+}
 
 // kHeads (at most 16) is how many of the 16 columns are kept.
 template <class Cache, int kHeadDim, int kHeads>
@@ -83,7 +93,13 @@ struct MfmaTile {
   static constexpr int kPack = kSide / kColumns;
   static constexpr int kWide = (kPieces + kSide - 1) / kSide;
   static constexpr int kSubtiles = kTile / kSide;
+  static constexpr int kPacks = kSubtiles / kPack;
+  static constexpr int kKeysAtOnce = StepsInFlight<Cache>(kSubtiles, kLoads);
+  static constexpr int kPacksAtOnce = StepsInFlight<Cache>(kPacks, 4 * kWide);
   struct Shared {};
+  struct Values {  // of one pack of subtiles: pieces of the four slots of a quad
+    uint_x4 raw[kWide][4];
+  };
   Four q[kLoads][kFours];
 
   GRETA_DEVICE int Quad() { return LaneId() / kSide; }
@@ -107,42 +123,68 @@ struct MfmaTile {
     }
   }
 
-  // Scores of slots s0 + 16 * n + 4 * quad + 0..3 for the head of this column.
-  __device__ float_x4 Scores(const Cache* k, const TileRows& rows, int n) const {
-    const int64_t row = rows.Offset(kSide * n + Column());
-    float_x4 score = float_x4(0.0f);
-    for (int b = 0; b < kLoads; ++b) {
-      const int piece = kQuads * b + Quad();
-      Element x[kElements];
-      Op::Load(k + row + (piece < kPieces ? piece : 0) * kElements, x);
-      for (int f = 0; f < kFours; ++f) {
-        const Four four = piece < kPieces ? Gather(x + 4 * f, 1) : Zero();
-        score = Op::Multiply(four, q[b][f], score);
-      }
-    }
-    return score;
+  GRETA_DEVICE uint_x4 LoadPiece(const Cache* slab, int64_t row, int piece) {
+    return LoadAligned<uint_x4, 16>(slab + row + (piece < kPieces ? piece : 0) * kElements);
   }
 
-  // out += P V for the kPack subtiles from n on. A lane loads pieces of the four slots of its quad
-  // and turns them into operands of four slots each; columns of another subtile count as zero.
-  __device__ void WeightedSum(const Cache* v, const TileRows& rows, int s0, const LiveSlots& live,
-                              int n, const Four* p, float_x4 (&out)[kWide][kElements]) const {
-    const int member = Column() / kColumns, piece = Column() % kColumns;
+  // score[n]: of slots s0 + 16 * n + 4 * quad + 0..3, for the head of this column.
+  __device__ void Scores(const Cache* k, const TileRows& rows, float_x4 (&score)[kSubtiles]) const {
+    for (int first = 0; first < kSubtiles; first += kKeysAtOnce) {
+      uint_x4 raw[kKeysAtOnce][kLoads];
+      for (int n = 0; n < kKeysAtOnce; ++n) {
+        const int64_t row = rows.Offset(kSide * (first + n) + Column());
+        for (int b = 0; b < kLoads; ++b) raw[n][b] = LoadPiece(k, row, kQuads * b + Quad());
+      }
+      InFlight();
+      for (int n = 0; n < kKeysAtOnce; ++n) {
+        float_x4& sum = score[first + n] = float_x4(0.0f);
+        for (int b = 0; b < kLoads; ++b) {
+          const bool inside = kQuads * b + Quad() < kPieces;
+          Element x[kElements];
+          Op::Widen(raw[n][b], x);
+          for (int f = 0; f < kFours; ++f) {
+            sum = Op::Multiply(inside ? Gather(x + 4 * f, 1) : Zero(), q[b][f], sum);
+          }
+        }
+      }
+    }
+  }
+
+  // The slot of a pack's row r, counted from s0, that this lane loads.
+  GRETA_DEVICE int SlotOfValue(int pack, int r) {
+    return kSide * (kPack * pack + Column() / kColumns) + 4 * Quad() + r;
+  }
+
+  __device__ void LoadValues(const Cache* v, const TileRows& rows, int first,
+                             Values (&values)[kPacksAtOnce]) const {
+    for (int i = 0; i < kPacksAtOnce; ++i) {
+      for (int r = 0; r < 4; ++r) {
+        const int64_t row = rows.Offset(SlotOfValue(first + i, r));
+        for (int wide = 0; wide < kWide; ++wide) {
+          values[i].raw[wide][r] = LoadPiece(v, row, Column() % kColumns + kSide * wide);
+        }
+      }
+    }
+    InFlight();
+  }
+
+  // out += P V for a pack of subtiles. A lane turns the pieces of its four slots into operands of
+  // four slots each; columns of another subtile count as zero.
+  __device__ void WeightedSum(const Values& values, int s0, const LiveSlots& live, int pack,
+                              const Four* p, float_x4 (&out)[kWide][kElements]) const {
     for (int wide = 0; wide < kWide; ++wide) {
-      const int at = piece + kSide * wide;
+      const int at = Column() % kColumns + kSide * wide;
       Element x[4][kElements];
       for (int r = 0; r < 4; ++r) {
-        const int index = kSide * (n + member) + 4 * Quad() + r;
-        Op::Load(v + rows.Offset(index) + (at < kPieces ? at : 0) * kElements, x[r]);
         // A dead slot's V is zero, not only its weight: 0 * infinity would be NaN.
-        const bool keep = live.Has(s0 + index) && at < kPieces;
-        for (int e = 0; e < kElements; ++e) x[r][e] = keep ? x[r][e] : Element{0};
+        const bool keep = live.Has(s0 + SlotOfValue(pack, r)) && at < kPieces;
+        Op::Widen(keep ? values.raw[wide][r] : uint_x4(0), x[r]);
       }
       for (int e = 0; e < kElements; ++e) {
         const Four four = Gather(&x[0][e], kElements);
         for (int m = 0; m < kPack; ++m) {
-          const Four mine = kPack == 1 || m == member ? four : Zero();
-          out[wide][e] = Op::Multiply(p[n + m], mine, out[wide][e]);
+          const Four mine = kPack == 1 || m == Column() / kColumns ? four : Zero();
+          out[wide][e] = Op::Multiply(p[kPack * pack + m], mine, out[wide][e]);
         }
       }
     }
@@ -176,8 +218,10 @@ struct MfmaTile {
                       const LiveSlots& live, float scale, float softcap, float* max_G,
                       float* sum_G, float (&out_GH)[kHeads][kHeadDim]) const {
     float_x4 score[kSubtiles];
+    Scores(k, rows, score);
+    Values values[kPacksAtOnce];
+    LoadValues(v, rows, 0, values);  // under way while weights are computed
     for (int n = 0; n < kSubtiles; ++n) {
-      score[n] = Scores(k, rows, n);
       for (int r = 0; r < 4; ++r) score[n][r] = SoftCap(score[n][r] * scale, softcap);
     }
     Four p[kSubtiles];
@@ -185,7 +229,12 @@ struct MfmaTile {
     Softmax(score, s0, live, p, &max, &sum);
     if (Quad() == 0 && Column() < kHeads) max_G[Column()] = max, sum_G[Column()] = sum;
     float_x4 out[kWide][kElements] = {};
-    for (int n = 0; n < kSubtiles; n += kPack) WeightedSum(v, rows, s0, live, n, p, out);
+    for (int first = 0; first < kPacks; first += kPacksAtOnce) {
+      if (first > 0) LoadValues(v, rows, first, values);
+      for (int i = 0; i < kPacksAtOnce; ++i) {
+        WeightedSum(values[i], s0, live, first + i, p, out);
+      }
+    }
     // Row 4 * quad + r of O is a head; columns of the pack's members add up.
     for (int wide = 0; wide < kWide; ++wide) {
       const int at = Column() % kColumns + kSide * wide;

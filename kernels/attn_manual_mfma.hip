@@ -3,11 +3,13 @@
 #include "instance.h"
 
 #if GRETA_MATRIX_CACHE
-#define ATTN_MANUAL_MFMA(kHeads)                                                            \
-  GRETA_KERNEL_OF(64 * kAttnWaves, MfmaWaves(kHeads, GRETA_HEAD_DIM))                       \
-  GRETA_SYMBOL(attn_manual_mfma, kHeads)(AttnArgs args) {                                   \
-    AttendChunks<GRETA_CACHE, GRETA_HEAD_DIM, kHeads,                                       \
-                 MfmaTile<GRETA_CACHE, GRETA_HEAD_DIM, kHeads>, false>(args);               \
+#define ATTN_MANUAL_MFMA(kHeads)                                                                   \
+  GRETA_KERNEL_OF(64 * kAttnWaves, MfmaWaves(kHeads, GRETA_HEAD_DIM))                              \
+  GRETA_SYMBOL(attn_manual_mfma, kHeads)                                                           \
+  (const int32_t* position_T, const int32_t* sequence_T, AttnArgs args) {                          \
+    AttendChunks<GRETA_CACHE, GRETA_HEAD_DIM, kHeads,                                              \
+                 MfmaTile<GRETA_CACHE, GRETA_HEAD_DIM, kHeads>, false>(position_T,                 \
+                                                                        sequence_T, args);         \
   }
 
 ATTN_MANUAL_MFMA(4)

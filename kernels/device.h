@@ -29,6 +29,7 @@ typedef __UINT32_TYPE__ uint32_t;
 typedef __INT64_TYPE__ int64_t;
 typedef __UINT64_TYPE__ uint64_t;
 typedef _Float16 half_t;
+typedef float float_x2 __attribute__((ext_vector_type(2)));
 typedef float float_x4 __attribute__((ext_vector_type(4)));
 typedef uint32_t uint_x4 __attribute__((ext_vector_type(4)));
 typedef half_t half_x4 __attribute__((ext_vector_type(4)));
@@ -50,6 +51,9 @@ GRETA_DEVICE void Barrier() {
   __builtin_amdgcn_s_barrier();
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
+
+// Loads above stay above, and in flight together: the compiler otherwise moves them to their uses.
+GRETA_DEVICE void InFlight() { __builtin_amdgcn_sched_barrier(0); }
 
 GRETA_DEVICE int32_t BitsOf(float x) { return __builtin_bit_cast(int32_t, x); }
 GRETA_DEVICE float FloatOf(int32_t bits) { return __builtin_bit_cast(float, bits); }
@@ -78,5 +82,10 @@ constexpr int kDppXor2 = 0x4E;         // quad_perm [2, 3, 0, 1]
 constexpr int kDppHalfMirror = 0x141;  // lane 7 - i of each 8
 constexpr int kDppMirror = 0x140;      // lane 15 - i of each 16
 constexpr int kDppXor8 = 0x128;        // row_ror 8 of each 16
+constexpr int kDppRowLane = 0x150;     // + n: row_newbcast, lane n of each 16
+constexpr int kDppQuad0 = 0x00;        // quad_perm [0, 0, 0, 0], and so on
+constexpr int kDppQuad1 = 0x55;
+constexpr int kDppQuad2 = 0xAA;
+constexpr int kDppQuad3 = 0xFF;
 
 #endif  // GRETA_KERNELS_DEVICE_H_

@@ -93,17 +93,12 @@ GRETA_DEVICE void Gemv(const float* x_TD, const uint8_t* w0_FD, const uint8_t* w
   const GemvShape shape = GemvShape::For(D);
   const int blocks0 = shape.Workgroups(F0);
   const int blocks1 = shape.Workgroups(F1);
-  int block = BlockX();
-  const uint8_t* w_FD = w0_FD;
-  float* y_TF = y0_TF;
-  int F = F0;
-  if (block >= blocks0 + blocks1) {
-    block -= blocks0 + blocks1;
-    w_FD = w2_FD, y_TF = y2_TF, F = F2;
-  } else if (block >= blocks0) {
-    block -= blocks0;
-    w_FD = w1_FD, y_TF = y1_TF, F = F1;
-  }
+  // Selects, not branches: where the result goes is then not waited for before it is there.
+  const bool third = BlockX() >= blocks0 + blocks1, second = !third && BlockX() >= blocks0;
+  const int block = BlockX() - (third ? blocks0 + blocks1 : second ? blocks0 : 0);
+  const uint8_t* w_FD = third ? w2_FD : second ? w1_FD : w0_FD;
+  float* y_TF = third ? y2_TF : second ? y1_TF : y0_TF;
+  const int F = third ? F2 : second ? F1 : F0;
   const int first_row = block * shape.Rows() + WaveId() * kRowsPerLane * shape.Groups();
   if (first_row >= F) return;
   const int64_t token = static_cast<int64_t>(BlockY()) * kTokens;
@@ -112,12 +107,13 @@ GRETA_DEVICE void Gemv(const float* x_TD, const uint8_t* w0_FD, const uint8_t* w
                             shape);
 }
 
+// What the first loads need comes first: those arguments are preloaded.
 #define GEMV_KERNEL(name, Format, kTokens)                                                      \
   GRETA_KERNEL(64 * kGemvWaves)                                                                 \
   name(const float* __restrict__ x_TD, const uint8_t* __restrict__ w0_FD,                       \
-       const uint8_t* __restrict__ w1_FD, const uint8_t* __restrict__ w2_FD,                    \
-       float* __restrict__ y0_TF, float* __restrict__ y1_TF, float* __restrict__ y2_TF, int F0, \
-       int F1, int F2, int D, int T) {                                                          \
+       const uint8_t* __restrict__ w1_FD, const uint8_t* __restrict__ w2_FD, int F0, int F1,    \
+       int F2, int D, int T, float* __restrict__ y0_TF, float* __restrict__ y1_TF,              \
+       float* __restrict__ y2_TF) {                                                             \
     Gemv<Format, kTokens>(x_TD, w0_FD, w1_FD, w2_FD, y0_TF, y1_TF, y2_TF, F0, F1, F2, D, T);    \
   }
 

@@ -14,6 +14,7 @@ GRETA_CACHE_SYMBOL(kv_append)(const float* __restrict__ k_TKH, const float* __re
   const int head = element / H, h = element - head * H;
   const int64_t slot = kv.SlotOffset(sequence_T[row], head, position_T[row], H) + h;
   const int64_t from = row * K * H + element;
-  StoreElement<GRETA_CACHE>(kv.k_PKJH, slot, k_TKH[from], kv.scales_2K + head);
-  StoreElement<GRETA_CACHE>(kv.v_PKJH, slot, v_TKH[from], kv.scales_2K + K + head);
+  StoreElement<GRETA_CACHE>(kv.k_PKJH, slot, k_TKH[from], ScaleOf<GRETA_CACHE>(kv.scales_2K, head));
+  StoreElement<GRETA_CACHE>(kv.v_PKJH, slot, v_TKH[from],
+                            ScaleOf<GRETA_CACHE>(kv.scales_2K, K + head));
 }

@@ -93,10 +93,17 @@ struct CacheType<fp8_t> {
   }
 };
 
+// What stored numbers are multiplied by; `scales` is not looked at for a type that has none.
+template <class Cache>
+GRETA_DEVICE float ScaleOf(const float* scales, int at) {
+  if constexpr (CacheType<Cache>::kScaled) return scales[at];
+  return 1.0f;
+}
+
 // Stores one element of a new slot.
 template <class Cache>
-GRETA_DEVICE void StoreElement(void* slab, int64_t at, float x, const float* scale) {
-  if constexpr (CacheType<Cache>::kScaled) x = x / *scale;
+GRETA_DEVICE void StoreElement(void* slab, int64_t at, float x, float scale) {
+  if constexpr (CacheType<Cache>::kScaled) x = x / scale;
   static_cast<Cache*>(slab)[at] = CacheType<Cache>::From(x);
 }
 

@@ -9,7 +9,8 @@ constexpr float kInfinity = __builtin_inff();
 // e^x to 1.1 ulp: n = rint(x / ln 2), then 1 + r + r^2 q(r) for r = x - n ln 2 and a ldexp.
 //
 // ln 2 is split so that n * kLn2High is exact. q is the Chebyshev fit of (e^r - 1 - r) / r^2 on
-// [-ln 2 / 2, ln 2 / 2]; its error is 1.1e-8 of e^r. NaN stays NaN; results below 2^-149 are 0.
+// [-ln 2 / 2, ln 2 / 2]; its error is 1.1e-8 of e^r. NaN stays NaN; results below 2^-149 are 0, and
+// so is that of -infinity.
 GRETA_DEVICE float Exp(float x) {
   constexpr float kLog2E = 0x1.715476p+0f;
   constexpr float kLn2High = 0x1.63p-1f;

@@ -32,10 +32,39 @@ GRETA_DEVICE float ReduceLanes(float x, int lanes) {
 template <int kStride>
 GRETA_DEVICE float SumAcrossGroups(float x) {
   if constexpr (kStride <= 4) x += FromLane(x, LaneId() ^ 4);
-  if constexpr (kStride <= 8) x += Dpp<kDppXor8>(x);
+  if constexpr (kStride <= 8) {
+    x += Dpp<kDppXor8>(x);
+    __asm__("" : "+v"(x));  // one instruction; paired with another's it would be three
+  }
   if constexpr (kStride <= 16) x += FromLane(x, LaneId() ^ 16);
   if constexpr (kStride <= 32) x += FromLane(x, LaneId() ^ 32);
   return x;
+}
+
+// Sums each of kCount values over aligned groups of kLanes lanes, both powers of two up to 16, and
+// leaves a lane kCount / kLanes of the sums (one at least), from FirstScattered on: a lane hands on
+// the half of its values that it does not keep, so there are fewer exchanges than values.
+template <int kLanes, int kCount>
+GRETA_DEVICE void SumScattered(float* x) {
+  if constexpr (kLanes > 1) {
+    constexpr int kPattern = kLanes == 16  ? kDppMirror
+                             : kLanes == 8 ? kDppHalfMirror
+                             : kLanes == 4 ? kDppXor2
+                                           : kDppXor1;
+    constexpr int kHalf = kCount > 1 ? kCount / 2 : 1;
+    const bool upper = kCount > 1 && LaneId() & kLanes / 2;
+    for (int i = 0; i < kHalf; ++i) {
+      const float other = kCount > 1 ? x[kCount - kHalf + i] : x[i];
+      const float keep = upper ? other : x[i], give = upper ? x[i] : other;
+      x[i] = keep + Dpp<kPattern>(give);
+    }
+    SumScattered<kLanes / 2, kHalf>(x);
+  }
+}
+
+template <int kLanes, int kCount>
+GRETA_DEVICE int FirstScattered() {
+  return LaneId() % kLanes * kCount / kLanes;
 }
 
 // Combines a workgroup of kWaves waves: lanes first, then waves in order. All threads get the result.

@@ -35,8 +35,9 @@ SLICE = 2
 """Workgroups along x that run; every one along y does."""
 LANE_BYTES = 16
 MOST_ROWS = 256  # of weights, of a workgroup
-# Attention: arguments, position, then block table and query. Merge: arguments, maxima, partials.
-ROUND_TRIPS = {"attn": 3, "gem": 2}
+# Before the data, where the first arguments are preloaded. Attention: position, then block table
+# and query. The merge and products ask for their data at once.
+ROUND_TRIPS = {"attn_merge": 0, "attn": 2, "gem": 0}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Counted:
     Attributes:
       grid: of the whole launch. least: bytes of K and V, or of weights, that had to be read;
       traffic: of those buffers, by lane. fetched: bytes that memory delivers for it: of K and V
-      every lane's; of weights, which lanes share within a load, every byte once.
+      every lane's; of weights and partial sums, which lanes share within a load, every byte once.
     """
 
     descriptor: KernelDescriptor
@@ -164,7 +165,7 @@ class Counter:
             attention = self._count(launches[0], (chunks, launches[0].grid[1], 1), kv, least)
             least = 4 * math.ceil(S / ATTENTION_CHUNK) * (shape.H + 2)
             partials = [buffers[name] for name in ("max", "sum", "out")]
-            return attention, self._count(launches[1], (1, 1, 1), partials, least)
+            return attention, self._count(launches[1], (1, 1, 1), partials, least, shared=True)
         finally:
             self._free(buffers)
 

@@ -1,8 +1,9 @@
 """How long an MI300X would take, modelled: nothing here is a measured time.
 
-A launch takes its first memory round trips, one after the other, and then the longest of three:
-its bytes at the ceiling of the memory, the round trips that its loads in flight leave a compute
-unit waiting for, and the clocks that the fullest compute unit issues for.
+A launch takes its first memory round trips, one after the other, that of its first data included,
+and then the longest of three: its bytes at the ceiling of the memory, the further round trips that
+its loads in flight leave a compute unit waiting for, and the clocks that the fullest compute unit
+issues for.
 """
 
 import math
@@ -29,7 +30,7 @@ class Work:
     Attributes:
       bytes: what it must fetch from memory. clocks: that a compute unit issues for it.
       flight_bytes: the most it has in flight. resident: workgroups that fit on a compute unit.
-      round_trips: memory latencies from its start to its first product, one after the other.
+      round_trips: memory latencies from its start until it asks for its data.
     """
 
     bytes: float
@@ -37,6 +38,11 @@ class Work:
     flight_bytes: float
     resident: int
     round_trips: int
+
+    @property
+    def start_s(self) -> float:
+        """Until its first data are there."""
+        return (self.round_trips + 1) * LATENCY_S
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,17 @@ def model(work: Work, workgroups: int, ceiling_bps: float) -> Modelled:
     """One launch of `workgroups` that are alike."""
     fullest = math.ceil(workgroups / COMPUTE_UNITS)  # workgroups of the busiest compute unit
     together = min(fullest, work.resident)
-    waiting = work.bytes * fullest / (work.flight_bytes * together) * LATENCY_S
+    waits = work.bytes * fullest / (work.flight_bytes * together)
     parts = {
         "memory": workgroups * work.bytes / ceiling_bps,
-        "loads in flight": waiting,
+        "loads in flight": max(waits - 1, 0) * LATENCY_S,
         "issue": fullest * work.clocks / CLOCK_HZ,
     }
     longest = max(parts, key=parts.__getitem__)
-    start = work.round_trips * LATENCY_S
-    bound = longest if parts[longest] >= start else "round trips"
-    return Modelled(start + parts[longest], bound)
+    bound = longest if parts[longest] >= work.start_s else "round trips"
+    return Modelled(work.start_s + parts[longest], bound)
+
+
+def limit_s(launches: list[tuple[Work, int]], ceiling_bps: float) -> float:
+    """Launches that wait for nothing but their first round trips and the ceiling of the memory."""
+    return sum(work.start_s + count * work.bytes / ceiling_bps for work, count in launches)

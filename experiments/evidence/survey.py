@@ -80,6 +80,7 @@ def shortcomings(kernels: list[dict], shapes: list[dict]) -> list[str]:
         aimed = row["B"] == 64 or (row["B"], row.get("context")) == (1, 32768)
         fraction = row["fraction_of_4.2"]
         if aimed and row["kernel"].startswith("attn_") and fraction < LEAST_FRACTION:
-            text = f"modelled {fraction:.0%} of 4.2 TB/s"
-            found.append(f"{row['kernel']} ({row['for']}, {row['shape']}): {text}")
+            text = f"modelled {fraction:.0%} of 4.2 TB/s, bound by {row['bound_at_4.2']}"
+            limit = f"round trips and bytes alone leave {row['limit_of_4.2']:.0%}"
+            found.append(f"{row['kernel']} ({row['for']}, {row['shape']}): {text}; {limit}")
     return found

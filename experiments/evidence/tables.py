@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from experiments.evidence.counted import Counted
-from experiments.evidence.model import CLOCK_HZ, LITTLE_BYTES, MEASURED_BPS, PEAK_BPS, model
+from experiments.evidence.model import (
+    CLOCK_HZ,
+    LITTLE_BYTES,
+    MEASURED_BPS,
+    PEAK_BPS,
+    limit_s,
+    model,
+)
 from hip_engine.gfx942.occupancy import COMPUTE_UNITS, occupancy
 
 MODELLED = "modelled, not measured on an MI300X"
@@ -40,7 +47,11 @@ def kernel_row(name: str, found: Counted) -> dict:
 
 
 def shape_row(name: str, launches: list[tuple[Counted, int]], least: float, **where) -> dict:
-    """One shape: (kernel, workgroups of its whole launch) each; `least` bytes in all."""
+    """One shape: (kernel, workgroups of its whole launch) each; `least` bytes in all.
+
+    `limit_of`: the fraction that is left by the round trips before the data of each launch, and by
+    the bytes of a second launch, were issue and loads in flight free.
+    """
     row = {"kernel": launches[0][0].descriptor.symbol, "for": name, **where}
     row |= {"workgroups": launches[0][1], "least_bytes": least}
     row["workgroups_per_cu"] = launches[0][1] / COMPUTE_UNITS
@@ -49,6 +60,8 @@ def shape_row(name: str, launches: list[tuple[Counted, int]], least: float, **wh
         seconds = sum(part.seconds for part in parts)
         row[f"modelled_us_at_{label}"] = 1e6 * seconds
         row[f"fraction_of_{label}"] = least / ceiling / seconds
+        works = [(found.work(), count) for found, count in launches]
+        row[f"limit_of_{label}"] = least / ceiling / limit_s(works, ceiling)
         row[f"bound_at_{label}"] = parts[0].bound
     first = launches[0][0]
     row["issue_over_memory_at_4.2"] = (

@@ -59,7 +59,8 @@ def test_the_merge_of_any_number_of_chunks_agrees_with_fp64(bench, chunks, H):
         y = bench.output(4 * N * H)
         partials = tuple(bench.put(partial) for partial in (max_NC, sum_NC, out_NCH))
         counts = N, H, chunks + spare
-        bench.launch.merge(partials, bench.put(position), y.address, counts, window=0, T=1)
+        S = (chunks + spare) * ATTENTION_CHUNK
+        bench.launch.merge(partials, bench.put(position), y.address, counts, S, window=0, T=1)
         got = bench.result(y, np.float32, (N, H))
     m, s, o = (a[:, :chunks].astype(np.float64) for a in (max_NC, sum_NC, out_NCH))
     distance_NC = m - m.max(1, keepdims=True)

@@ -46,8 +46,13 @@ ATTENTION = (
         "keys_a_slot_early",
         patches=patch(
             "attention_valu.h",
-            "const int slot = (first + i) * kRowsPerLoad + RowOfLane();",
-            "int slot = (first + i) * kRowsPerLoad + RowOfLane(); slot -= slot > 0;",
+            "const int row = RowInChunk() + first * kRowsPerLoad;\n"
+            "      for (int i = 0; i < kBatch; ++i) {\n"
+            "        raw[i] = LoadRow(k, rows, row + i * kRowsPerLoad,",
+            "const int row = RowInChunk() + first * kRowsPerLoad;\n"
+            "      for (int i = 0; i < kBatch; ++i) {\n"
+            "        const int at = row + i * kRowsPerLoad;\n"
+            "        raw[i] = LoadRow(k, rows, at > 0 ? at - 1 : 0,",
         ),
         found_at=(0, "attn.out"),
         named="keys_read_one_slot_early",
@@ -66,8 +71,8 @@ ATTENTION = (
         "tail_unmasked",
         patches=patch(
             "attention_valu.h",
-            "const float p = alive ? Exp(score - max) : 0.0f;",
-            "const float p = Exp(score - max);",
+            "score[i] = live.Has(slot) ?",
+            "score[i] = slot >= live.first ?",
         ),
         found_at=(0, "attn.out"),
         named="tail_unmasked",
@@ -117,8 +122,8 @@ ATTENTION = (
         "splits_merged_without_rescale",
         patches=patch(
             "attention.h",
-            "const float factor = Rescale(waves.max[w][g], max);",
-            "const float factor = waves.max[w][g] == -kInfinity ? 0.0f : 1.0f;",
+            "const float factor = Rescale(own, max);",
+            "const float factor = own == -kInfinity ? 0.0f : 1.0f;",
         ),
         found_at=(0, "attn.out"),
         named="splits_of_64_merged_without_rescale",
@@ -221,8 +226,9 @@ ATTENTION = (
         "heads_transposed_before_the_projection",
         patches=patch(
             "attn_merge.hip",
-            "*reinterpret_cast<float_x4*>(y_TNH + (row * N + BlockX()) * H + h) = out / sum;",
-            "for (int e = 0; e < 4; ++e) y_TNH[(row * H + h + e) * N + BlockX()] = out[e] / sum;",
+            "*reinterpret_cast<float_x4*>(y_TNH + head * H + h) = out / sum;",
+            "const int64_t n = head - row * N;\n"
+            "  for (int e = 0; e < 4; ++e) y_TNH[(row * H + h + e) * N + n] = out[e] / sum;",
         ),
         found_at=(0, "attn.out"),
         named="heads_and_elements_transposed",
@@ -231,8 +237,8 @@ ATTENTION = (
         "exponentials_to_base_2",
         patches=patch(
             "attention_valu.h",
-            "const float p = alive ? Exp(score - max) : 0.0f;",
-            "const float p = alive ? Exp((score - max) * 0x1.62e43p-1f) : 0.0f;",
+            "const float weight = Exp(score[i] - max);",
+            "const float weight = Exp((score[i] - max) * 0x1.62e43p-1f);",
         ),
         found_at=(0, "attn.out"),
         named="powers_of_2",
@@ -242,8 +248,11 @@ ATTENTION = (
         "G3",
         patch(
             "attention_valu.h",
-            "out[g][e] = __builtin_fmaf(weight[g][i], v_row[e], out[g][e]);",
-            "out[g][e] = static_cast<half_t>(__builtin_fmaf(weight[g][i], v_row[e], out[g][e]));",
+            "out[g][p] = __builtin_elementwise_fma(float_x2(weight[g][i]), v_row[p], out[g][p]);",
+            "out[g][p] = __builtin_elementwise_fma(float_x2(weight[g][i]), v_row[p], out[g][p]);\n"
+            "              for (int e = 0; e < 2; ++e) {\n"
+            "                out[g][p][e] = static_cast<half_t>(out[g][p][e]);\n"
+            "              }",
         ),
         found_at=(0, "attn.out"),
         unnamed="its bits follow from the order of the sums, which no captured tensor fixes",
@@ -254,9 +263,8 @@ ATTENTION = (
         "G3",
         patch(
             "attention_valu.h",
-            "const float score = SoftCap(score_GS[g][LaneId()] * scale, softcap);",
-            "const float kept = static_cast<half_t>(score_GS[g][LaneId()] * scale);\n"
-            "      const float score = SoftCap(kept, softcap);",
+            "SoftCap(mine[i] * scale, softcap)",
+            "SoftCap(static_cast<half_t>(mine[i] * scale), softcap)",
         ),
         found_at=(0, "attn.out"),
         named="scores_rounded_to_fp16",
@@ -265,9 +273,8 @@ ATTENTION = (
         "scores_overflow_fp16",
         patches=patch(
             "attention_valu.h",
-            "const float score = SoftCap(score_GS[g][LaneId()] * scale, softcap);",
-            "const float kept = static_cast<half_t>(score_GS[g][LaneId()]);\n"
-            "      const float score = SoftCap(kept * scale, softcap);",
+            "SoftCap(mine[i] * scale, softcap)",
+            "SoftCap(static_cast<half_t>(mine[i]) * scale, softcap)",
         ),
         found_at=(0, "attn.out"),
         named="scores_in_fp16_before_the_scale",
@@ -278,8 +285,8 @@ ATTENTION = (
         "maximum_not_subtracted",
         patches=patch(
             "attention_valu.h",
-            "const float max = ReduceLanes<Max>(alive ? score : -kInfinity, kWaveSize);",
-            "const float max = 0.0f;",
+            "max = ReduceLanes<Max>(max, kHeadLanes);",
+            "max = 0.0f;",
         ),
         found_at=(0, "attn.out"),
         named="maximum_not_subtracted",

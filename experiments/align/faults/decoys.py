@@ -48,8 +48,8 @@ DECOYS = (
         "products_not_contracted",
         patches=patch(
             "attention_valu.h",
-            "dot = __builtin_fmaf(q[g][e], k_row[e], dot);",
-            "dot = dot + q[g][e] * k_row[e];",
+            "dot = __builtin_elementwise_fma(q[g][p], k_row[p], dot);",
+            "dot = dot + q[g][p] * k_row[p];",
         ),
     ),
     Fault(
@@ -82,9 +82,8 @@ DECOYS = (
         "exponential_of_the_hardware",
         patches=patch(
             "attention_valu.h",
-            "const float p = alive ? Exp(score - max) : 0.0f;",
-            "const float two = __builtin_amdgcn_exp2f((score - max) * 0x1.715476p+0f);\n"
-            "      const float p = alive ? two : 0.0f;",
+            "const float weight = Exp(score[i] - max);",
+            "const float weight = __builtin_amdgcn_exp2f((score[i] - max) * 0x1.715476p+0f);",
         ),
     ),
     Fault(
