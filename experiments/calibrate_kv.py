@@ -6,7 +6,8 @@ will be served. The file names the model that it is for, and no other takes it.
 
 Examples:
   python -m experiments.calibrate_kv --prompt=p4_sys,p5_ba,p6_long --scales=scales.json
-  python -m experiments.b3_20 --kv_dtype=float8_e4m3fnuz --kv_scale=scales.json
+
+and then Engine.open(model, device, kv_dtype="float8_e4m3fnuz", kv_scale="scales.json").
 
 Exit codes: 0 written; 1 a device fault; 2 bad flags or input.
 """
@@ -21,7 +22,7 @@ SCALES = (absl_flags.DEFINE_string, "scales", "kv_scales.json", "File to write."
 
 
 def main(config: flags.Config, values: absl_flags.FlagValues) -> int:
-    flags.refuse(config, ("route", "layers", "points", "kv_dtype", "kv_scale"), "all are looked at")
+    flags.refuse(config, ("route", "layers", "points", "kv_dtype"), "all are looked at")
     flags.configure_jax()
     from experiments.progress import Clock
     from experiments.reference import tokenise

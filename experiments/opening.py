@@ -37,7 +37,6 @@ class Opened:
         config, fault = self.config, self.fault
         gemm = "valu" if config.prefill == "steps" else config.prefill
         options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm, **options}
-        options |= {"kv_scale": config.kv_scale} if config.kv_scale else {}
         options |= fault.options if fault else {}
         options |= {"route": route or config.route, "source_patch": inject.kernel_patches(fault)}
         return engines.Engine.open(config.model, device or self.device, **options)

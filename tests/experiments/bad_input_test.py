@@ -93,7 +93,6 @@ def test_a_prompt_that_is_no_text(capsys, tmp_path):
         ("--max_tokens=0", "at least 1 token"),
         ("--max_tokens=two", "--max_tokens=two"),
         ("--precision=fp16", "should be one of <fp64|fp32>"),
-        ("--kv_scale=x.json", "--kv_scale is for float8_e4m3fnuz, the cache is float16"),
         ("--device=tpu", "should be one of <emulated|mi300x>"),
         ("--lyers=0", "Did you mean: layers"),
         ("p4_sys", "unexpected argument 'p4_sys'"),

@@ -23,7 +23,7 @@ FAULTS = {
     ),
     "the_next_slot_too": (
         "StoreElement<GRETA_CACHE>(kv.k_PKJH, slot,",
-        "StoreElement<GRETA_CACHE>(kv.k_PKJH, slot + H, k_TKH[from], kv.scales_2K + head);\n"
+        "StoreElement<GRETA_CACHE>(kv.k_PKJH, slot + H, k_TKH[from], 1.0f);\n"
         "  StoreElement<GRETA_CACHE>(kv.k_PKJH, slot,",
         "k written outside this token's slot",
     ),
