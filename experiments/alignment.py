@@ -13,11 +13,12 @@ from experiments.align.attestation import why_not_attested
 from experiments.align.cache_blame import CacheFault
 from experiments.align.floors_file import Change, Floors
 from experiments.align.report import RouteResult
-from experiments.attribution import UNEXPLAINED, NextTokens
 from experiments.explain import Explained
 from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, EXIT_PASS, Config
+from experiments.flips import UNEXPLAINED, NextTokens
 from experiments.reference import Reference
 from experiments.saved_floors import ByPlace
+from greta_jax.selfcheck import Finding
 from hip_engine.attestation import Attestation
 from hip_engine.kv_cache import KvGeometry
 
@@ -67,7 +68,7 @@ class PromptResult:
 class Alignment:
     """One run of an experiment. `facts` are what every record repeats: hashes, commit, route.
 
-    `broken_laws` are the oracle's own: who judges must be sound himself.
+    `laws` are what the oracle was held to: who judges must be sound himself.
     """
 
     config: Config
@@ -80,7 +81,7 @@ class Alignment:
     device_faults: list[str] = field(default_factory=list)
     bundles: dict[str, Path] = field(default_factory=dict)
     floor_changes: list[Change] = field(default_factory=list)
-    broken_laws: list[str] = field(default_factory=list)
+    laws: list[Finding] = field(default_factory=list)
 
     @property
     def floors(self) -> Floors:
@@ -96,7 +97,8 @@ class Alignment:
 
     def reasons(self) -> list[tuple[int, str]]:
         """Every reason not to pass, as (exit code, text)."""
-        found = [(EXIT_ORACLE, f"the oracle breaks a law: {text}") for text in self.broken_laws]
+        broken = [law for law in self.laws if not law.passed]
+        found = [(EXIT_ORACLE, f"the oracle breaks a law: {law}") for law in broken]
         found += [(EXIT_FAIL, f"device fault: {text}") for text in self.device_faults]
         for prompt, result in self.results.items():
             reasons = _reasons(result, self.config, self.facts["route_resolved"])
@@ -157,6 +159,9 @@ def _reasons(result: PromptResult, config: Config, route: str) -> Iterator[tuple
     if why := not_attested(route, seen):
         yield EXIT_INCONCLUSIVE, f"not attested: {why}"
     yield from _token_reasons(result)
+    if config.same_top1 and result.flips:
+        where = ", ".join(map(str, result.flips))
+        yield EXIT_FAIL, f"--same_top1: top-1 differs at position {where}"
 
 
 def _token_reasons(result: PromptResult) -> Iterator[tuple[int, str]]:

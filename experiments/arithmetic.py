@@ -1,22 +1,29 @@
 """The oracle's ops over a trace of either side: op64 on captured inputs, floors and closure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from experiments.align import compare, sites, trace
-from experiments.align.slabs import GrowingSlabs, append_only
-from experiments.reference import SLOT_SITES, rows_of
+from experiments.align.slabs import GrowingSlabs
+from experiments.reference import SLOT_SITES
+from experiments.token_blocks import (
+    ATTENTION_SITES,
+    before,
+    over_tokens,
+    over_tokens_each,
+    square,
+    without,
+)
 from greta_jax.bounds import OpPrecision, bound
 from greta_jax.determined import predict
 from greta_jax.errors import TokenizerError
 from greta_jax.graph import INPUTS, KV_SITES
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy, unit_roundoff
-from greta_jax.replay import replay
+from greta_jax.replay import Replays, replay
 
-ATTENTION_SITES = (*SLOT_SITES, "attn.out")
 ROTATED = {"attn.q_rope": "attn.q", "attn.k_rope": "attn.k"}
 SLACK = "slack"
 """Name of an input that bounds the error of another: one that a fused kernel kept in registers."""
@@ -48,7 +55,7 @@ class OracleArithmetic:
     def as_arithmetic(self) -> compare.Arithmetic:
         return compare.Arithmetic(
             self.inputs,
-            self.op64,
+            self.op64_of_each,
             self.floor,
             self.closure,
             self.through,
@@ -101,10 +108,19 @@ class OracleArithmetic:
         }
 
     def op64(self, layer: int, site: str, inputs: dict) -> compare.Rows:
-        return _evaluate(partial(self._replay, layer, site), site, inputs)
+        """The op in fp64 on one set of inputs."""
+        [rows] = self.op64_of_each(layer, site, [inputs])
+        return rows
 
-    def _replay(self, layer: int, site: str, inputs: dict) -> np.ndarray:
-        return replay(self.fp64, site, layer, _without(inputs, SLACK))
+    def op64_of_each(self, layer: int, site: str, mixtures: Sequence[dict]) -> list[compare.Rows]:
+        """The same on several that share tensors."""
+
+        def run(block: list[dict]) -> list[np.ndarray]:
+            replays = Replays(self.fp64, layer)
+            wide: dict[int, np.ndarray] = {}
+            return [replays(site, _in_fp64(without(inputs, SLACK), wide)) for inputs in block]
+
+        return over_tokens_each(run, site, mixtures)
 
     def floor(self, layer: int, site: str, inputs: dict) -> dict[str, compare.Rows]:
         """The a-priori bound at the precision the engine declares."""
@@ -143,7 +159,7 @@ class OracleArithmetic:
             return decode
         first = self._modelled(self.prefill_precision[site], layer, site, inputs)
         bounds = [model.bound for model in (first, decode)]
-        either = self._bounds(_without(self.prefill_precision[site], "chain"), layer, site, inputs)
+        either = self._bounds(without(self.prefill_precision[site], "chain"), layer, site, inputs)
         bounds = [either if bound is None else bound for bound in bounds]
         return compare.RoundingModel(self._joined(first.rows, decode.rows), self._joined(*bounds))
 
@@ -153,13 +169,13 @@ class OracleArithmetic:
         oracle = self._fp32.with_policy(_policy(site, declared))
 
         def run(inputs: dict) -> np.ndarray:
-            return replay(oracle, site, layer, _without(inputs, SLACK))
+            return replay(oracle, site, layer, without(inputs, SLACK))
 
-        rows = _evaluate(run, site, inputs)
+        rows = over_tokens(run, site, inputs)
         if "chain" not in declared:
             return compare.RoundingModel(rows)
         return compare.RoundingModel(
-            rows, self._bounds(_without(declared, "chain"), layer, site, inputs)
+            rows, self._bounds(without(declared, "chain"), layer, site, inputs)
         )
 
     def bits(self, layer: int, site: str, inputs: dict) -> compare.Rows | None:
@@ -168,10 +184,10 @@ class OracleArithmetic:
         if declared.bits is None or self._has_two_phases(site):
             return None
         how = declared.bits, declared.store
-        found = predict(self._fp32, site, layer, _without(inputs, "slabs"), *how)
+        found = predict(self._fp32, site, layer, without(inputs, "slabs"), *how)
         if found is None or site not in KV_SITES:
             return found
-        return GrowingSlabs(found, lambda t: inputs["slabs"][t - 1] if t else found[:0])
+        return GrowingSlabs(found, before(inputs["slabs"]))
 
     def closure(self, layer: int, site: str, inputs: dict) -> compare.Rows:
         """The bound at the oracle's own precision."""
@@ -180,20 +196,18 @@ class OracleArithmetic:
         return self._bounds(declared, layer, site, inputs)
 
     def bounds(self, side: trace.Trace, layer: int, site: str) -> np.ndarray:
-        """The bounds of all tokens in one array; of the cache, those of the slots appended.
-
-        `side` must be a trace whose slabs only grow.
-        """
-        inputs = _without(self.inputs(side, layer, site), "slabs")
-        last = {name: inputs[name][-1] for name in KV_SITES if name in inputs}
-        return self._by_phase(site, lambda p: self._bound(p, layer, site, inputs | last))
+        """The bounds of all tokens in one array; of the cache, those of the slots appended."""
+        [rows] = self.floor(layer, site, self.inputs(side, layer, site)).values()
+        if site in SLOT_SITES:
+            return square(rows)
+        return rows.new_TKH if site in KV_SITES else rows
 
     def _bounds(self, declared: dict, layer: int, site: str, inputs: dict) -> compare.Rows:
         if site in KV_SITES:
             # Slots of earlier tokens are to be kept, bit for bit.
-            new_TKH = self._bound(declared, layer, site, _without(inputs, "slabs"))
+            new_TKH = self._bound(declared, layer, site, without(inputs, "slabs"))
             return GrowingSlabs(new_TKH, lambda t: np.zeros((t, *new_TKH.shape[1:])))
-        return _evaluate(partial(self._bound, declared, layer, site), site, inputs)
+        return over_tokens(partial(self._bound, declared, layer, site), site, inputs)
 
     def bound_of(
         self, oracle: Oracle, layer: int, site: str, inputs: dict, slack: np.ndarray | None
@@ -207,7 +221,7 @@ class OracleArithmetic:
         return error + self._moved(layer, site, inputs, slack)
 
     def _bound(self, declared: dict, layer: int, site: str, inputs: dict) -> np.ndarray:
-        exact = _without(inputs, SLACK)
+        exact = without(inputs, SLACK)
         error = bound(self.fp64, site, layer, exact, declared)
         if SLACK not in inputs:
             return error
@@ -222,7 +236,7 @@ class OracleArithmetic:
         probability by at most exp(d + largest d).
         """
         k_SKH = np.abs(np.asarray(inputs["kv.k"], np.float64))
-        prob_TNS = replay(self.fp64, "attn.probs", layer, _without(inputs, "kv.v"))
+        prob_TNS = replay(self.fp64, "attn.probs", layer, without(inputs, "kv.v"))
         (tokens, heads, slots), (K, H) = prob_TNS.shape, k_SKH.shape[1:]
         slack_TKGH = slack_TNH.reshape(tokens, K, -1, H)
         moved_TKGS = np.einsum("TKGH,SKH->TKGS", slack_TKGH, k_SKH) * H**-0.5
@@ -259,29 +273,15 @@ def _policy(site: str, declared: dict) -> Policy:
     return Policy("declared", **exact, order=order, probs=operand, exp="polynomial")
 
 
-def _evaluate(function: Callable[[dict], np.ndarray], site: str, inputs: dict) -> compare.Rows:
-    """`function(inputs)` for all tokens, at once where what they read allows it."""
-    if site in KV_SITES:
-        new_TKH = function(_without(inputs, "slabs"))
-        slabs = inputs["slabs"]
-        return GrowingSlabs(new_TKH, lambda t: slabs[t - 1] if t else new_TKH[:0])
-    if site not in ATTENTION_SITES:
-        return function(inputs)
-    slabs = [name for name in KV_SITES if name in inputs]
-    # All tokens at once, unless 0 times a NaN of a later slot would reach those that do not see it.
-    finite = all(np.isfinite(inputs[name][-1]).all() for name in slabs)
-    if finite and all(append_only(inputs[name]) for name in slabs):
-        return rows_of(site, function({**inputs, **{name: inputs[name][-1] for name in slabs}}))
-    return [
-        function(
-            {
-                name: rows[position] if name in slabs else rows[position][None]
-                for name, rows in inputs.items()
-            }
-        )[0]
-        for position in range(len(inputs["attn.q_rope"]))
-    ]
+def _in_fp64(inputs: dict, wide: dict[int, np.ndarray]) -> dict:
+    """As one type, so that programs are compiled for no other; what is shared stays shared."""
 
+    def widened(value):
+        array = np.asarray(value)
+        if not np.issubdtype(array.dtype, np.floating):
+            return array
+        if id(value) not in wide:
+            wide[id(value)] = array.astype(np.float64)
+        return wide[id(value)]
 
-def _without(inputs: dict, left_out: str) -> dict:
-    return {name: value for name, value in inputs.items() if name != left_out}
+    return {name: widened(value) for name, value in inputs.items()}

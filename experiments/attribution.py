@@ -6,18 +6,16 @@ entered them to the one that left. The same gradients carry every op's floor to 
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.align import compare, metrics, sites, trace
 from experiments.align.patterns import ranges
 from experiments.align.slabs import grew
-from experiments.align.tokens import Flip, Tokens
-from experiments.align.tokens import compare as compare_tokens
 from experiments.arithmetic import OracleArithmetic
+from experiments.token_blocks import square
 from greta_jax.adjoint import LayerGradients, gradients
 from greta_jax.graph import KV_SITES
 from greta_jax.model import Oracle, padding
@@ -92,57 +90,124 @@ class Attribution:
         }
 
 
+@dataclass(frozen=True)
+class Margin:
+    """logit[first] - logit[second] at one position."""
+
+    position: int
+    first: int
+    second: int
+
+    def of(self, side: trace.Trace) -> float:
+        row_V = side.rows(sites.NO_LAYER, "logits")[self.position]
+        return float(row_V[self.first]) - float(row_V[self.second])
+
+    def cotangent(self, ref: trace.Trace) -> np.ndarray:
+        cotangent_TV = np.zeros(np.shape(ref.rows(sites.NO_LAYER, "logits")))
+        cotangent_TV[self.position, [self.first, self.second]] = 1.0, -1.0
+        return cotangent_TV
+
+
 def attribute(
     ops: OracleArithmetic,
     ref: trace.Trace,
     got: trace.Trace,
     judged: Sequence[int],
-    position: int,
-    pair: tuple[int, int],
+    margins: Sequence[Margin],
     with_floor: bool,
-) -> Attribution:
-    """Attribution of the margin of `pair` at `position`; `judged` are the layers captured whole.
+) -> list[Attribution]:
+    """An attribution of each margin; `judged` are the layers captured whole.
 
     Of the cache, the error of the slot that each token appended is counted, and every later change
     of a slot by what the tokens that read it since then make of it.
     """
-    ref_TV, got_TV = (np.asarray(side.rows(sites.NO_LAYER, "logits")) for side in (ref, got))
-    cotangent_TV = np.zeros(ref_TV.shape)
-    cotangent_TV[position, list(pair)] = 1.0, -1.0
-    margin, moved = (
-        float(row[position, pair[0]]) - float(row[position, pair[1]]) for row in (ref_TV, got_TV)
-    )
-    found, squares = [], 0.0
-    for part in gradients(ops.fp64, ref.run.token_ids_T, cotangent_TV):
-        found += _contributions(ops, got, judged, part)
+    found: list[list[Contribution]] = [[] for _ in margins]
+    squares, here = [0.0] * len(margins), None
+    cotangents = (margin.cotangent(ref) for margin in margins)
+    for part in gradients(ops.fp64, ref.run.token_ids_T, cotangents):
+        if part.of == 0:
+            here = _Layer(ops, ref, got, judged, part)
+        found[part.of] += here.contributions(part)
         if with_floor:
-            squares += _floor_squared(ops, ref, part)
+            squares[part.of] += here.floor_squared(part)
     # Hoeffding: a sum of independent errors of at most b_i exceeds this with chance FAILURE.
-    floor = math.sqrt(2 * math.log(2 / FAILURE) * squares) if with_floor else None
-    return Attribution(position, *pair, margin, moved - margin, tuple(found), floor)
+    chance = 2 * math.log(2 / FAILURE)
+    attributions = []
+    for margin, contributions, variance in zip(margins, found, squares, strict=True):
+        value = margin.of(ref)
+        floor = math.sqrt(chance * variance) if with_floor else None
+        pair = margin.position, margin.first, margin.second
+        moved = margin.of(got) - value
+        attributions.append(Attribution(*pair, value, moved, tuple(contributions), floor))
+    return attributions
 
 
-def _contributions(ops, got: trace.Trace, judged, part: LayerGradients) -> list[Contribution]:
-    if part.layer != sites.NO_LAYER and part.layer not in judged:
-        return _of_a_run_of_layers(ops, got, judged, part)
-    found = []
-    for site, gradient in part.by_site.items():
-        if (part.layer, site) in got:
-            moved = _dot(gradient, _local(ops, got, part.layer, site))
-            if site in KV_SITES:
-                moved += _overwritten(got.rows(part.layer, site), partial(part.read_from, site))
-            found.append(Contribution(part.layer, site, moved))
-    return found
+class _Layer:
+    """Errors and bounds at the sites of one layer: the same for every margin."""
+
+    def __init__(self, ops, ref: trace.Trace, got: trace.Trace, judged, part: LayerGradients):
+        self.ops, self.got, self.judged, self.layer = ops, got, judged, part.layer
+        self.errors: dict[str, np.ndarray] = {}
+        self.bounds: dict[str, np.ndarray] = {}
+        self.changes: dict[str, list[tuple[int, np.ndarray]]] = {}
+        self._own = _as_trace(ops, ref, part)
+
+    def contributions(self, part: LayerGradients) -> list[Contribution]:
+        if self.layer != sites.NO_LAYER and self.layer not in self.judged:
+            return self._of_a_run_of_layers(part)
+        found = []
+        for site, gradient in part.by_site.items():
+            if (self.layer, site) in self.got:
+                if site not in self.errors:
+                    self.errors[site] = _local(self.ops, self.got, self.layer, site)
+                moved = _dot(gradient, self.errors[site])
+                if site in KV_SITES:
+                    moved += self._overwritten(site, part)
+                found.append(Contribution(self.layer, site, moved))
+        return found
+
+    def _overwritten(self, site: str, part: LayerGradients) -> float:
+        """What changes of earlier tokens' slots did through the tokens that read them changed."""
+        if site not in self.changes:
+            self.changes[site] = _changes(self.got.rows(self.layer, site))
+        reads = ((change, part.read_from(site, step)[:step]) for step, change in self.changes[site])
+        return sum(_dot(gradient, change) for change, gradient in reads)
+
+    def floor_squared(self, part: LayerGradients) -> float:
+        """Sum over the stored sites of (gradient x bound)^2, at the oracle's own tensors."""
+        total = 0.0
+        for site, gradient in part.by_site.items():
+            if site in self.ops.engine_precision:
+                if site not in self.bounds:
+                    self.bounds[site] = self.ops.bounds(self._own, self.layer, site)
+                at_most = gradient * self.bounds[site]
+                total += float(np.sum(np.where(gradient != 0, at_most, 0.0) ** 2))
+        return total
+
+    def _of_a_run_of_layers(self, part: LayerGradients) -> list[Contribution]:
+        """The layers from the last judged one up to this, if this is the last of them."""
+        after, last = self.layer + 1, self.layer
+        if after < self.ops.layers and after not in self.judged:
+            return []
+        first = max((layer + 1 for layer in self.judged if layer < last), default=0)
+        if "resid.out" not in self.errors:
+            before = (first - 1, "resid.out") if first else (sites.NO_LAYER, "embed")
+            x_TD = np.asarray(self.got.rows(*before), np.float64)
+            ids, run = self.got.run.token_ids_T, range(first, last + 1)
+            right_TD = through_layers(self.ops.fp64, ids, x_TD, run)
+            got_TD = np.asarray(self.got.rows(last, "resid.out"))
+            self.errors["resid.out"] = metrics.difference(got_TD, right_TD)
+        moved = _dot(part.by_site["resid.out"], self.errors["resid.out"])
+        return [Contribution(first, "resid.out", moved, last)]
 
 
-def _overwritten(slabs: compare.Rows, read_from: Callable[[int], np.ndarray]) -> float:
-    """What changes of earlier tokens' slots did through the tokens that read them changed."""
-    moved = 0.0
-    for step in range(1, len(slabs)):
-        if not grew(slabs[step - 1], slabs[step]):
-            change_SKH = metrics.difference(slabs[step][:step], slabs[step - 1])
-            moved += _dot(read_from(step)[:step], change_SKH)
-    return moved
+def _changes(slabs: compare.Rows) -> list[tuple[int, np.ndarray]]:
+    """The steps that did more than append to a slab, with what they changed of earlier slots."""
+    return [
+        (step, metrics.difference(slabs[step][:step], slabs[step - 1]))
+        for step in range(1, len(slabs))
+        if not grew(slabs[step - 1], slabs[step])
+    ]
 
 
 def _dot(gradient: np.ndarray, error: np.ndarray) -> float:
@@ -155,28 +220,8 @@ def _local(ops: OracleArithmetic, got: trace.Trace, layer: int, site: str) -> np
     if site in KV_SITES:
         rows, right = ([slab[-1] for slab in slabs] for slabs in (rows, list(right)))
     if sites.SHAPES[site].endswith("NS"):
-        return _square([metrics.difference(*pair) for pair in zip(rows, right, strict=True)])
+        return square([metrics.difference(*pair) for pair in zip(rows, right, strict=True)])
     return metrics.difference(np.asarray(rows), np.asarray(right))
-
-
-def _square(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of as many slots as were live, with nothing in the others."""
-    S = len(rows)
-    return np.stack([np.pad(row_NS, ((0, 0), (0, S - row_NS.shape[1]))) for row_NS in rows])
-
-
-def _of_a_run_of_layers(ops, got: trace.Trace, judged, part: LayerGradients) -> list[Contribution]:
-    """The layers from the last judged one up to this, if this is the last of them."""
-    after, last = part.layer + 1, part.layer
-    if after < ops.layers and after not in judged:
-        return []
-    first = max((layer + 1 for layer in judged if layer < last), default=0)
-    before = (first - 1, "resid.out") if first else (sites.NO_LAYER, "embed")
-    x_TD = np.asarray(got.rows(*before), np.float64)
-    right_TD = through_layers(ops.fp64, got.run.token_ids_T, x_TD, range(first, last + 1))
-    error_TD = metrics.difference(np.asarray(got.rows(last, "resid.out")), right_TD)
-    moved = _dot(part.by_site["resid.out"], error_TD)
-    return [Contribution(first, "resid.out", moved, last)]
 
 
 def through_layers(oracle: Oracle, token_ids, x_TD: np.ndarray, layers: range) -> np.ndarray:
@@ -186,16 +231,6 @@ def through_layers(oracle: Oracle, token_ids, x_TD: np.ndarray, layers: range) -
     for layer in layers:
         oracle.run_layer(run, layer)
     return np.asarray(run.x_TD)[: len(x_TD)]
-
-
-def _floor_squared(ops: OracleArithmetic, ref: trace.Trace, part: LayerGradients) -> float:
-    """Sum over the stored sites of (gradient x bound)^2, at the oracle's own tensors."""
-    here, total = _as_trace(ops, ref, part), 0.0
-    for site, gradient in part.by_site.items():
-        if site in ops.engine_precision:
-            bound = ops.bounds(here, part.layer, site)
-            total += float(np.sum(np.where(gradient != 0, gradient * bound, 0.0) ** 2))
-    return total
 
 
 def _as_trace(ops: OracleArithmetic, ref: trace.Trace, part: LayerGradients) -> trace.Trace:
@@ -210,83 +245,3 @@ def _as_trace(ops: OracleArithmetic, ref: trace.Trace, part: LayerGradients) -> 
         elif name in ops.engine_precision:
             rows[part.layer, name] = value
     return trace.Trace(ref.run, rows)
-
-
-@dataclass(frozen=True)
-class FlipVerdict:
-    """`status`: EXPLAINED if rounding alone may close the oracle's margin, UNEXPLAINED if not,
-    NOT_JUDGED after the first that is unexplained, or after an op that failed."""
-
-    flip: Flip
-    status: str
-    why: str
-
-    def sentence(self) -> str:
-        flip = self.flip
-        return (
-            f"position {flip.position}: token {flip.got} instead of {flip.ref}, {self.status}: "
-            f"{self.why}"
-        )
-
-    def record(self) -> dict:
-        return asdict(self.flip) | {"status": self.status, "why": self.why}
-
-
-EXPLAINED, UNEXPLAINED, NOT_JUDGED = "explained", "unexplained", "not judged"
-
-
-@dataclass(frozen=True)
-class NextTokens:
-    """What one prompt's errors did to the next token, and why.
-
-    `attributions` are of the flips that were judged, or of the position that came nearest to one.
-    """
-
-    tokens: Tokens
-    flips: tuple[FlipVerdict, ...]
-    attributions: tuple[Attribution, ...]
-
-    def sentences(self) -> list[str]:
-        found = [self.tokens.sentence(), *(flip.sentence() for flip in self.flips)]
-        return found + [attribution.sentence() for attribution in self.attributions]
-
-    def record(self) -> dict:
-        return self.tokens.record() | {
-            "flips": [flip.record() for flip in self.flips],
-            "attributions": [attribution.record() for attribution in self.attributions],
-        }
-
-
-def next_tokens(
-    ops: OracleArithmetic,
-    ref: trace.Trace,
-    got: trace.Trace,
-    judged: Sequence[int],
-    failed_at: int | None,
-) -> NextTokens:
-    """Judges every flip before `failed_at`, the position of the first op that failed, and the first
-    in any case, up to the first that rounding does not explain."""
-    place = sites.NO_LAYER, "logits"
-    tokens = compare_tokens(np.asarray(ref.rows(*place)), np.asarray(got.rows(*place)))
-    verdicts, found, over = [], [], ""
-    for flip in tokens.flips:
-        if not over and verdicts and failed_at is not None and failed_at <= flip.position:
-            over = f"an op failed at position {failed_at}"
-        if over:
-            verdicts.append(FlipVerdict(flip, NOT_JUDGED, over))
-            continue
-        pair = flip.ref, flip.got
-        found.append(attribute(ops, ref, got, judged, flip.position, pair, with_floor=True))
-        margin, floor = flip.margin, found[-1].floor
-        status = EXPLAINED if margin <= floor else UNEXPLAINED
-        than = "within" if status == EXPLAINED else "above"
-        why = f"the oracle's margin of {margin:.3g} is {than} what rounding may move, {floor:.3g}"
-        verdicts.append(FlipVerdict(flip, status, why))
-        if status == UNEXPLAINED:
-            over = f"position {flip.position} is unexplained already"
-    if not found:
-        near = tokens.closest
-        first, second = np.argsort(-np.asarray(ref.rows(*place)[near]), kind="stable")[:2]
-        pair = int(first), int(second)
-        found.append(attribute(ops, ref, got, judged, near, pair, with_floor=False))
-    return NextTokens(tokens, tuple(verdicts), tuple(found))

@@ -17,8 +17,9 @@ from experiments.align import (
     verdict,
 )
 from experiments.align.slabs import append_only
-from experiments.arithmetic import ATTENTION_SITES, SLACK, OracleArithmetic
+from experiments.arithmetic import SLACK, OracleArithmetic
 from experiments.reference import rows_of
+from experiments.token_blocks import ATTENTION_SITES
 from greta_jax.graph import KV_SITES
 from greta_jax.hypotheses import FALLBACKS, HYPOTHESES, SHOWS, counterfactuals
 

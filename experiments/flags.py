@@ -67,6 +67,7 @@ _FLAGS = (
     (flags.DEFINE_bool, "attn_verify", True, "Write a record for each decode step and layer."),
     (flags.DEFINE_bool, "kv_invariants", True, "Check the bytes that decode steps write and read."),
     (flags.DEFINE_bool, "decode_ref", True, "Judge against the oracle: else nothing can pass."),
+    (flags.DEFINE_bool, "same_top1", False, "Fail at any other top-1, explained or not."),
     (flags.DEFINE_bool, "save_traces", False, "Keep both sides' tensors, for localize and align."),
     (flags.DEFINE_enum, "output_format", "text", ["text", "json"], "Tables, or one JSON record."),
     (flags.DEFINE_bool, "quiet", False, "No progress and no tables: the verdict and its reasons."),
@@ -104,6 +105,7 @@ class Config:
     attn_verify: bool
     kv_invariants: bool
     decode_ref: bool
+    same_top1: bool
     save_traces: bool
     output_format: str
     quiet: bool

@@ -26,7 +26,7 @@ from experiments.flags import (
 )
 from experiments.outcome import Outcome, reasons_of
 from experiments.progress import Clock
-from experiments.reference import broken_laws, reference_of_tokens
+from experiments.reference import laws, reference_of_tokens
 from experiments.revision import commit
 from greta_jax.bounds import OpPrecision
 from greta_jax.errors import PrecisionError, TokenizerError
@@ -37,7 +37,7 @@ ORACLE = "oracle"
 DEFAULTS = {"ref": ORACLE, "got": "", "map": "sites"}
 RUN_FLAGS = (
     *("route", "device", "kv_dtype", "max_tokens", "inject_fault", "kv_invariants"),
-    *("save_floors", "check_floors"),
+    *("save_floors", "check_floors", "same_top1"),
 )
 Precision = Mapping[str, Mapping]
 
@@ -148,7 +148,8 @@ def _sides(oracle: Oracle, ref: str, got: Stored, layers: tuple[int, ...], clock
     """Both sides, cut to the tokens that both hold."""
     complaints = [(EXIT_INCONCLUSIVE, text) for text in got.complaints]
     with clock.stage("laws of the oracle"):
-        complaints += [(EXIT_ORACLE, f"oracle self-check: {law}") for law in broken_laws(oracle)]
+        broken = [law for law in laws(oracle) if not law.passed]
+        complaints += [(EXIT_ORACLE, f"oracle self-check: {law}") for law in broken]
     if not got.trace.run.token_ids_T:
         raise TraceError(f"{got.folder} holds no whole token: nothing can be judged")
     if ref == ORACLE:

@@ -13,7 +13,7 @@ from experiments.reference import Reference, make_reference, tokenise
 from experiments.revision import commit
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
-from hip_engine import kernels, routes
+from hip_engine import kernels, routes, taps
 from hip_engine.device import Device, open_device
 from hip_engine.gfx942 import jit
 from hip_engine.kv_types import KV_TYPES
@@ -42,7 +42,10 @@ class Opened:
         return engines.Engine.open(config.model, device or self.device, **options)
 
     def reference(self, prompt: str) -> Reference:
-        return make_reference(self.oracle, prompt, self.config.max_tokens, self.layers)
+        """With the sites that an engine may store, or all of them if traces are to be saved."""
+        kept = sites.SITES if self.config.save_traces else taps.SITES
+        how = self.config.max_tokens, self.layers, kept
+        return make_reference(self.oracle, prompt, *how)
 
     def facts(self, engine: engines.Engine) -> dict:
         return {

@@ -1,6 +1,6 @@
 """The oracle's side of an alignment: tokens, the reference trace and its self-check."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from experiments.flags import UsageError, prompt_text
 from greta_jax.graph import KV_SITES
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy, unit_roundoff
-from greta_jax.selfcheck import selfcheck
+from greta_jax.selfcheck import Finding, selfcheck
 from greta_jax.taps import Taps
 
 SLOT_SITES = ("attn.scores", "attn.probs")
@@ -61,9 +61,13 @@ def needed_layers(layers: tuple[int, ...], layers_in_model: int) -> tuple[int, .
 
 
 def make_reference(
-    oracle: Oracle, prompt: str, max_tokens: int, layers: tuple[int, ...]
+    oracle: Oracle,
+    prompt: str,
+    max_tokens: int,
+    layers: tuple[int, ...],
+    kept: Collection[str] = sites.SITES,
 ) -> Reference:
-    """Prefill, greedy decode, then one pass over the whole sequence with every site tapped."""
+    """Prefill, greedy decode, then one pass over the whole sequence that keeps the sites `kept`."""
     ids, text = tokenise(oracle, prompt, max_tokens), prompt_text(prompt)
     step = oracle.prefill(ids)
     logits = [step.logits_TV[-1]]
@@ -73,7 +77,7 @@ def make_reference(
         step = oracle.decode(step.cache, sequence[-1])
         logits.append(step.logits_TV[-1])
     run = trace.Run(oracle.model_sha256, trace.sha256(text), tuple(sequence))
-    made = _checked(oracle, prompt, len(ids), run, np.stack(logits), layers)
+    made = _checked(oracle, prompt, len(ids), run, np.stack(logits), layers, kept)
     return replace(made, complaints=(*_other_ids(oracle, text, ids), *made.complaints))
 
 
@@ -84,7 +88,8 @@ def reference_of_tokens(
     *before, last = run.token_ids_T
     cache = oracle.prefill(before).cache if before else oracle.empty_cache()
     stepwise_TV = oracle.decode(cache, last).logits_TV
-    return _checked(oracle, prompt, len(run.token_ids_T), run, stepwise_TV, layers)
+    every = sites.SITES
+    return _checked(oracle, prompt, len(run.token_ids_T), run, stepwise_TV, layers, every)
 
 
 def _checked(
@@ -94,19 +99,27 @@ def _checked(
     run: trace.Run,
     stepwise_TV: np.ndarray,
     layers: tuple[int, ...],
+    kept: Collection[str],
 ) -> Reference:
-    """One pass with every site tapped; `stepwise_TV`: its last logits as decode computed them."""
+    """One pass with taps; `stepwise_TV`: its last logits as decode computed them.
+
+    Attention's weights are looked at in every layer, and let go of unless they are to be kept: with
+    the scores they are most of a long prompt's tensors.
+    """
     sequence = list(run.token_ids_T)
-    taps = Taps(sites.SITES, needed_layers(layers, oracle.config.layers))
-    whole = oracle.prefill(sequence, taps=taps)
-    rows = {place: rows_of(place[1], value) for place, value in whole.taps.items()}
-    complaints = [
-        *_weights_sum_to_one(oracle, rows),
-        *_prefill_equals_decode(oracle, whole.logits_TV, stepwise_TV, sequence),
-    ]
-    return Reference(
-        prompt, prompt_tokens, trace.Trace(run, rows), whole.logits_TV, tuple(complaints)
-    )
+    asked = Taps({*kept, "attn.probs"}, needed_layers(layers, oracle.config.layers))
+    whole = oracle.begin(np.asarray(sequence, np.int64), oracle.empty_cache(), asked)
+    complaints: list[str] = []
+    for layer in range(oracle.config.layers):
+        oracle.run_layer(whole, layer)
+        if (place := (layer, "attn.probs")) in whole.taken:
+            complaints += _weights_sum_to_one(oracle, layer, whole.taken[place])
+            if "attn.probs" not in kept:
+                del whole.taken[place]
+    logits_TV = oracle.finish(whole)
+    rows = {place: rows_of(place[1], value) for place, value in whole.taken.items()}
+    complaints = complaints[:1] + _prefill_equals_decode(oracle, logits_TV, stepwise_TV, sequence)
+    return Reference(prompt, prompt_tokens, trace.Trace(run, rows), logits_TV, tuple(complaints))
 
 
 def rows_of(site: str, value: np.ndarray) -> compare.Rows:
@@ -118,9 +131,9 @@ def rows_of(site: str, value: np.ndarray) -> compare.Rows:
     return value
 
 
-def broken_laws(oracle: Oracle) -> list[str]:
+def laws(oracle: Oracle) -> list[Finding]:
     """The self-check in its quick form; the law of the whole model is checked on each prompt."""
-    return [str(found) for found in selfcheck(oracle, quick=True) if not found.passed]
+    return selfcheck(oracle, quick=True)
 
 
 def _other_ids(oracle: Oracle, text: str, ids: Sequence[int]) -> list[str]:
@@ -140,22 +153,17 @@ def _other_ids(oracle: Oracle, text: str, ids: Sequence[int]) -> list[str]:
     return [] if known[0] in known[1] else [f"token ids: the prompt's spell {spelt[:40]!r}"]
 
 
-def _weights_sum_to_one(oracle: Oracle, rows) -> list[str]:
+def _weights_sum_to_one(oracle: Oracle, layer: int, prob_TNS: np.ndarray) -> list[str]:
     """Softmax rows: S-1 roundings in its sum, one division, S-1 in ours."""
     u = unit_roundoff(oracle.policy.compute)
-    found = []
-    for (layer, site), probs in rows.items():
-        if site != "attn.probs":
-            continue
-        for position, row_NS in enumerate(probs):
-            slots = row_NS.shape[1]
-            off = np.abs(row_NS.sum(axis=-1, dtype=np.float64) - 1).max()
-            if not off <= 2 * slots * u / (1 - 2 * slots * u):
-                found.append(
-                    f"attention weights of layer {layer} at position {position} sum to 1 "
-                    f"only within {off:.3g}"
-                )
-    return found[:1]
+    slots_T = 1 + np.arange(len(prob_TNS))
+    allowed_T = 2 * slots_T * u / (1 - 2 * slots_T * u)
+    off_T = np.abs(prob_TNS.sum(axis=-1, dtype=np.float64) - 1).max(axis=-1)
+    return [
+        f"attention weights of layer {layer} at position {position} sum to 1 "
+        f"only within {off_T[position]:.3g}"
+        for position in np.flatnonzero(~(off_T <= allowed_T))[:1]
+    ]
 
 
 def _prefill_equals_decode(oracle: Oracle, whole_TV, stepwise_TV, sequence) -> list[str]:

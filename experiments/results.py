@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from experiments import coverage, run_records
+from experiments import certainty, coverage, run_records
 from experiments.align import (
     cache_blame,
     divergence,
@@ -81,8 +81,8 @@ def _tables(alignment: Alignment) -> Iterator[RenderableType]:
 
 
 def verdict_lines(name: str, alignment: Alignment, written: list[Path]) -> list[str]:
-    """The last lines: what, where, what was clean, what was not looked at, and how to repeat it."""
-    lines = _findings(alignment)
+    """The last lines: what, where, what was not looked at, how sure, and how to repeat it."""
+    lines = [*_findings(alignment), f"how sure: {certainty.sentence(alignment)}"]
     lines.append(f"written: {', '.join(map(str, written))}")
     for prompt, folder in alignment.bundles.items():
         lines.append(f"{prompt}: that op alone: python -m experiments.replay_op --bundle={folder}")
@@ -123,7 +123,7 @@ def _run_record(name: str, alignment: Alignment, prompts: list[dict], clock: Clo
         "exit_code": code,
         "verdict": VERDICTS[code],
         "command": command(name, alignment),
-        "lines": _findings(alignment),
+        "lines": [*_findings(alignment), f"How sure: {certainty.sentence(alignment)}"],
         "prompts": prompts,
         "floors": {p: sources.records(sources.of(r.verdicts)) for p, r in results},
         "coverage": coverage.of(alignment).record(),

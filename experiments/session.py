@@ -21,12 +21,12 @@ from experiments.alignment import (
     not_attested,
 )
 from experiments.arithmetic import OracleArithmetic
-from experiments.attribution import NextTokens, next_tokens
 from experiments.explain import explain
 from experiments.flags import Config
+from experiments.flips import NextTokens, next_tokens
 from experiments.opening import Opened, opened
 from experiments.progress import Clock
-from experiments.reference import Reference, broken_laws
+from experiments.reference import Reference, laws
 from hip_engine import routes
 from hip_engine.errors import DeviceFault
 
@@ -77,7 +77,7 @@ def run(
         if route_matrix:
             alignment.routes.extend(_route_matrix(both, alignment, engine, clock))
         with clock.stage("laws of the oracle"):
-            alignment.broken_laws.extend(broken_laws(both.oracle))
+            alignment.laws.extend(laws(both.oracle))
     return alignment
 
 

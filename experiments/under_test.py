@@ -10,6 +10,7 @@ import numpy as np
 from experiments import kv_watch
 from experiments.align import compare, sites, trace
 from experiments.align.invariants import LayerInvariants, check_step
+from experiments.align.slabs import grew
 from experiments.reference import Reference, needed_layers
 from hip_engine import routes
 from hip_engine.attestation import Attestation
@@ -122,9 +123,7 @@ class Taken:
     @staticmethod
     def _add_slab(segments: list[np.ndarray], slab_SKH: np.ndarray) -> None:
         """Replaces the newest slab if this one only added to it; else begins another segment."""
-        before = segments[-1] if segments else slab_SKH[:0]
-        kept = slab_SKH[: len(before)]
-        if segments and np.array_equal(kept, before, equal_nan=True):
+        if segments and grew(segments[-1], slab_SKH):
             segments[-1] = slab_SKH
         else:
             segments.append(slab_SKH)

@@ -5,7 +5,7 @@ layer is computed again. What an error at a site does to that number is, to firs
 its products with the gradient there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,21 +25,25 @@ CONSTANTS = ("positions", "rotation")
 class LayerGradients:
     """Of one layer, or of MODEL_LAYER: gradients by site, and the oracle's own tensors there.
 
-    Arrays hold the tokens given, T first; of `kv.k` and `kv.v`, the rows those tokens appended.
-    `read_from(site, first)` is the gradient at a slab that only tokens from `first` on read.
+    of: which of the cotangents they are with respect to. Arrays hold the tokens given, T first; of
+    `kv.k` and `kv.v`, the rows those tokens appended. `read_from(site, first)` is the gradient at a
+    slab that only tokens from `first` on read.
     """
 
+    of: int
     layer: int
     by_site: dict[str, np.ndarray]
     tensors: dict[str, np.ndarray]
     read_from: Callable[[str, int], np.ndarray] | None = None
 
 
-def gradients(oracle: Oracle, token_ids, cotangent_TV: np.ndarray) -> Iterator[LayerGradients]:
-    """From the logits back to the embedding, of the sum of `cotangent_TV` * logits.
+def gradients(
+    oracle: Oracle, token_ids, cotangents: Iterable[np.ndarray]
+) -> Iterator[LayerGradients]:
+    """From the logits back to the embedding, of the sum of each cotangent TV * logits.
 
-    MODEL_LAYER comes first with `logits` and `final.norm`, and last with `embed`. Raises as
-    `Oracle.prefill`.
+    All cotangents of a layer in turn, then the layer before. MODEL_LAYER comes first with `logits`
+    and `final.norm`, and last with `embed`. Raises as `Oracle.prefill`.
     """
     ids_T = np.asarray(token_ids, np.int64).reshape(-1)
     run = oracle.begin(ids_T, oracle.empty_cache(), Taps())
@@ -48,24 +52,28 @@ def gradients(oracle: Oracle, token_ids, cotangent_TV: np.ndarray) -> Iterator[L
         oracle.run_layer(run, layer)
         stream.append(run.x_TD)
         run.slabs["kv.k"].pop(layer), run.slabs["kv.v"].pop(layer)
-    live = _Live(len(ids_T))
+    live, flowing = _Live(len(ids_T)), []
     tensors = {"resid.in": stream.pop()}
     tensors["final.norm"] = oracle.apply(FINAL_NORM, MODEL_LAYER, tensors)
-    padded = np.pad(cotangent_TV, ((0, padding(len(ids_T))), (0, 0)))
-    at = {"logits": jnp.asarray(padded, oracle.policy.compute)}
-    for op in (LOGITS, FINAL_NORM):
-        _back(oracle, op, MODEL_LAYER, tensors, at)
-    flowing = at.pop("resid.in")
-    yield LayerGradients(MODEL_LAYER, live.of(at), live.of(tensors))
+    for i, cotangent_TV in enumerate(cotangents):
+        padded = np.pad(cotangent_TV, ((0, padding(len(ids_T))), (0, 0)))
+        at = {"logits": jnp.asarray(padded, oracle.policy.compute)}
+        for op in (LOGITS, FINAL_NORM):
+            _back(oracle, op, MODEL_LAYER, tensors, at)
+        flowing.append(at.pop("resid.in"))
+        yield LayerGradients(i, MODEL_LAYER, live.of(at), live.of(tensors))
     for layer in reversed(range(oracle.config.layers)):
         tensors = _forward(oracle, run.sources, layer, stream.pop())
-        at = {"resid.out": flowing}
-        for op in reversed(oracle.ops):
-            _back(oracle, op, layer, tensors, at)
-        flowing = at.pop("resid.in")
-        read_from = partial(_read_from, oracle, live, layer, tensors, at)
-        yield LayerGradients(layer, live.of(at), live.of(tensors), read_from)
-    yield LayerGradients(MODEL_LAYER, live.of({"embed": flowing}), {})
+        own = live.of(tensors)
+        for i, after in enumerate(flowing):
+            at = {"resid.out": after}
+            for op in reversed(oracle.ops):
+                _back(oracle, op, layer, tensors, at)
+            flowing[i] = at.pop("resid.in")
+            read_from = partial(_read_from, oracle, live, layer, tensors, at)
+            yield LayerGradients(i, layer, live.of(at), own, read_from)
+    for i, first in enumerate(flowing):
+        yield LayerGradients(i, MODEL_LAYER, live.of({"embed": first}), {})
 
 
 @dataclass(frozen=True)

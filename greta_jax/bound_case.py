@@ -1,6 +1,7 @@
 """One question to the bounds, and what several ops share in answering it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -10,19 +11,44 @@ from greta_jax.declared import OpPrecision
 from greta_jax.errors import SiteError
 from greta_jax.graph import Op
 from greta_jax.model import Oracle
+from greta_jax.replay import Replays
 from greta_jax.sum_bounds import dot_error, largest, least_total, total_error
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question: the oracle in fp64, the row of its table, the inputs and the result."""
+    """One question: the oracle in fp64, the site, the row of its table and the inputs."""
 
     oracle: Oracle
+    site: str
     op: Op
     layer: int
     inputs: dict[str, np.ndarray]
-    ref: np.ndarray
     precision: OpPrecision
+
+    @cached_property
+    def ref(self) -> np.ndarray:
+        """The op in fp64. Raises SiteError as `replay`."""
+        return self._replays(self.site, self.inputs)
+
+    @cached_property
+    def score_TNS(self) -> np.ndarray:
+        """Attention's scores, of its queries and keys."""
+        return self._replays("attn.scores", self._queries_and_keys)
+
+    @cached_property
+    def prob_TNS(self) -> np.ndarray:
+        """Attention's weights."""
+        return self._replays("attn.probs", self._queries_and_keys)
+
+    @property
+    def _queries_and_keys(self) -> dict[str, np.ndarray]:
+        names = ("attn.q_rope", "kv.k", "positions")
+        return {name: self.inputs[name] for name in names if name in self.inputs}
+
+    @cached_property
+    def _replays(self) -> Replays:
+        return Replays(self.oracle, self.layer)
 
     @property
     def cfg(self) -> LayerConfig:

@@ -15,7 +15,6 @@ from greta_jax.graph import FINAL_NORM, LOGITS
 from greta_jax.model import Oracle
 from greta_jax.op_bounds import OP_BOUNDS, embedding
 from greta_jax.precision import Policy, require_x64
-from greta_jax.replay import replay
 
 
 def bound(oracle: Oracle, site: str, layer: int, inputs: dict, precision) -> np.ndarray:
@@ -33,9 +32,9 @@ def bound(oracle: Oracle, site: str, layer: int, inputs: dict, precision) -> np.
     require_x64("bounds")
     declared = OpPrecision.of(precision)
     double = oracle.with_policy(Policy.fp64())
-    ref = replay(double, site, layer, inputs)
     rows = {op.site: op for op in (*double.ops, FINAL_NORM, LOGITS)}
-    case = Case(double, rows.get(site), layer, inputs, ref, declared)
+    case = Case(double, site, rows.get(site), layer, inputs, declared)
+    ref = case.ref
     with np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
         error = (
             embedding(case) if site == "embed" else OP_BOUNDS[rows[site].function.__name__](case)

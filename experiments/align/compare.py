@@ -17,7 +17,7 @@ class Arithmetic:
     """The oracle's operations as plain callables over one side's trace.
 
     inputs(trace, layer, site): what that op read, by name; raises InputMissing.
-    op64(layer, site, inputs): the op in fp64 on those inputs, a row for each token.
+    op64(layer, site, mixtures): the op in fp64 on each of several inputs, a row for each token.
     floor(layer, site, inputs): by source, bounds of |got - op64(inputs)| at the engine's precision.
     closure(layer, site, inputs): bounds of |op64(inputs) - ref| at the oracle's precision.
     through(site): the inputs among which a propagated error is divided; none or several.
@@ -27,7 +27,7 @@ class Arithmetic:
     """
 
     inputs: Callable[[trace.Trace, int, str], Mapping[str, object]]
-    op64: Callable[[int, str, Mapping], Rows]
+    op64: Callable[[int, str, Sequence[Mapping]], Sequence[Rows]]
     floor: Callable[[int, str, Mapping], Mapping[str, Rows]]
     closure: Callable[[int, str, Mapping], Rows]
     through: Callable[[str], Sequence[str]] = lambda site: ()
@@ -81,7 +81,7 @@ def captured(side: trace.Trace, layer: int, site: str, dims: Mapping[str, int]) 
 
 
 def _all_tokens(ref: trace.Trace, layer: int, site: str, status: Status, reason: str):
-    keys = ref.keys(layer, site)
+    keys = [ref.run.key(position, layer, site) for position in range(len(ref.run.token_ids_T))]
     return SiteVerdict(layer, site, tuple(Judgement(key, status, reason) for key in keys))
 
 
@@ -122,32 +122,23 @@ def judge_site(
     if absent := _absent(ref, got, site, layer, declared.fused):
         return absent
     try:
-        read_ref = arithmetic.inputs(ref, layer, site)
-        read_got = arithmetic.inputs(got, layer, site)
+        read_ref, read_got = (arithmetic.inputs(side, layer, site) for side in (ref, got))
     except InputMissing as lacking:
         return _all_tokens(ref, layer, site, Status.INCONCLUSIVE, str(lacking))
-    op64_ref = arithmetic.op64(layer, site, read_ref)
-    op64_got = arithmetic.op64(layer, site, read_got)
-    floor = arithmetic.floor(layer, site, read_got)
-    closure = arithmetic.closure(layer, site, read_ref)
-    declared_op = arithmetic.declared(layer, site, read_got)
-    bits = arithmetic.bits(layer, site, read_got)
-    corners = _corners(arithmetic, layer, site, (read_ref, read_got), (op64_ref, op64_got))
-    sides = ref.rows(layer, site), got.rows(layer, site)
-    tensors = Tensors(*sides, op64_ref, op64_got, floor, closure, corners, declared_op, bits)
     keys = [list(side.keys(layer, site)) for side in (ref, got)]
     for pair in zip(*keys, strict=True):
         trace.require_equal(*pair)
-    stored = declared.stores[site]
+    sides = ref.rows(layer, site), got.rows(layer, site)
+    tensors = Tensors(*sides, **_computed(arithmetic, layer, site, read_ref, read_got))
+    shape_at, stored = partial(sites.row_shape, site, declared.dims), declared.stores[site]
     judgements, ratios = [], []
-    shape_at = partial(sites.row_shape, site, declared.dims)
     for tokens, numbers in measured(tensors, site, shape_at, stored):
         of_these = keys[0][tokens.start : tokens.stop]
         if numbers is None:
             for key, at in zip(of_these, tokens, strict=True):
-                shape = shape_at(at)
-                judgements.append(verdict.wrong_shape(key, shape, *(side[at] for side in sides)))
-                ratios.append(np.full(shape, np.inf))
+                pair = (side[at] for side in sides)
+                judgements.append(verdict.wrong_shape(key, shape_at(at), *pair))
+                ratios.append(np.full(shape_at(at), np.inf))
             continue
         dtypes = stored, sides[1][tokens.start].dtype
         judgements += verdict.judge(of_these, numbers, dtypes, partial(_finite, read_got))
@@ -156,17 +147,24 @@ def judge_site(
     return _unless_vacuous(found, ref, got)
 
 
-def _corners(arithmetic: Arithmetic, layer: int, site: str, read, op64) -> dict:
-    """The op at every mixture of both sides' inputs; empty where there is nothing to divide."""
+def _computed(arithmetic: Arithmetic, layer: int, site: str, read_ref, read_got) -> dict:
+    """All that Tensors hold beside what the two sides stored."""
     names = arithmetic.through(site)
-    if not names:
-        return {}
-
-    def evaluate(engines: split.Corner) -> Rows:
-        mixed = {name: read[name in engines][name] for name in read[0]}
-        return arithmetic.op64(layer, site, mixed)
-
-    return split.corners(names, *op64, evaluate)
+    mixed = split.mixtures(names, read_ref, read_got)
+    every = [read_ref, read_got, *mixed.values()]
+    op64_ref, op64_got, *between = arithmetic.op64(layer, site, every)
+    corners = dict(zip(mixed, between, strict=True))
+    if names:
+        corners |= {frozenset(): op64_ref, frozenset(names): op64_got}
+    return {
+        "op64_ref": op64_ref,
+        "op64_got": op64_got,
+        "floor": arithmetic.floor(layer, site, read_got),
+        "closure": arithmetic.closure(layer, site, read_ref),
+        "corners": corners,
+        "declared": arithmetic.declared(layer, site, read_got),
+        "bits": arithmetic.bits(layer, site, read_got),
+    }
 
 
 def _of_new_slots(site: str, ratio: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ class Naming:
 
     def sentence(self) -> str:
         if self.named:
-            best, (other, worse) = self.residuals[self.named], self._runner_up()
+            best, (other, worse) = self.residuals[self.named], self.runner_up()
             return (
                 f"named: {self.named} ({best:.2g} x its floor; next is {other}, {worse:.2g} x), "
                 f"of {len(self.residuals) - 1} known mistakes asked"
@@ -71,7 +71,8 @@ class Naming:
             "sentence": self.sentence(),
         }
 
-    def _runner_up(self) -> tuple[str, float]:
+    def runner_up(self) -> tuple[str, float]:
+        """The explanation that comes nearest beside the one that is named, and its residual."""
         others = {name: r for name, r in self.residuals.items() if name != self.named}
         return min(others.items(), key=lambda r: r[1])
 

@@ -34,10 +34,10 @@ class GrowingSlabs(Sequence):
 
 
 def grew(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether `after` holds what `before` does, and more."""
-    kept = after[: len(before)]
+    """Whether `after` holds what `before` does, bit for bit, and more."""
+    kept, bits = after[: len(before)], f"u{before.itemsize}"
     same_memory = kept.__array_interface__ == before.__array_interface__
-    return same_memory or np.array_equal(kept, before, equal_nan=True)
+    return same_memory or np.array_equal(kept.view(bits), before.view(bits))
 
 
 def append_only(slabs: Sequence[np.ndarray]) -> bool:

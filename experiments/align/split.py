@@ -6,7 +6,7 @@ over all orders of switching. Shares sum to the propagated error, and no order i
 two inputs do only together is divided between them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
@@ -16,7 +16,6 @@ import numpy as np
 from experiments.align.floors import ratio
 from experiments.align.metrics import difference
 
-Rows = Sequence[np.ndarray]
 Corner = frozenset[str]
 """The inputs that are the engine's; the others are the oracle's."""
 
@@ -34,15 +33,15 @@ class Split:
         return float(self.residual_ratio.max(initial=0.0))
 
 
-def corners(
-    names: Sequence[str], right: Rows, wrong: Rows, evaluate: Callable[[Corner], Rows]
-) -> dict[Corner, Rows]:
-    """The op at every mixture of inputs. `right`: all the oracle's; `wrong`: all the engine's."""
-    found: dict[Corner, Rows] = {frozenset(): right, frozenset(names): wrong}
-    for size in range(1, len(names)):
-        for chosen in combinations(names, size):
-            found[frozenset(chosen)] = evaluate(frozenset(chosen))
-    return found
+def mixtures(
+    names: Sequence[str], right: Mapping[str, object], wrong: Mapping[str, object]
+) -> dict[Corner, dict[str, object]]:
+    """The inputs at every corner but the two at which all are `right`, the oracle's, or `wrong`."""
+    corners = [frozenset(c) for n in range(1, len(names)) for c in combinations(names, n)]
+    return {
+        corner: {name: (wrong if name in corner else right)[name] for name in right}
+        for corner in corners
+    }
 
 
 def split(at: Mapping[Corner, np.ndarray]) -> Split:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from experiments.align import name_map, records, sites, tensor_file
 from experiments.align.errors import RecordError, TraceError, UnequalKeys
+from experiments.align.slabs import grew
 from experiments.align.trace import Run, Trace
 
 MANIFEST = "trace.json"
@@ -203,7 +204,7 @@ def _named(layer: int, site: str, rows: Sequence[np.ndarray]) -> dict[str, np.nd
     """The tensors of one place by name. Slabs that only grew are one tensor, the last."""
     name, shape = (site if layer == sites.NO_LAYER else f"{layer}.{site}"), sites.SHAPES[site]
     if shape.startswith("S"):
-        ends = [t for t in range(len(rows)) if t + 1 == len(rows) or not _grew(*rows[t : t + 2])]
+        ends = [t for t in range(len(rows)) if t + 1 == len(rows) or not grew(*rows[t : t + 2])]
         return {f"{name}@{t + 1:09}": np.ascontiguousarray(rows[t]) for t in ends}
     if "S" in shape:
         whole = np.zeros((len(rows), *rows[-1].shape[:-1], len(rows)), rows[-1].dtype)
@@ -211,7 +212,3 @@ def _named(layer: int, site: str, rows: Sequence[np.ndarray]) -> dict[str, np.nd
             whole[position, ..., : position + 1] = row
         return {name: whole}
     return {name: np.ascontiguousarray(np.stack(list(rows)))}
-
-
-def _grew(before: np.ndarray, after: np.ndarray) -> bool:
-    return np.array_equal(after[: len(before)], before, equal_nan=True)

@@ -11,7 +11,7 @@ from experiments.align import sites
 from experiments.align.errors import UnequalKeys
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Key:
     """What a tensor is. Tensors under unequal keys are never compared."""
 

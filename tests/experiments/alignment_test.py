@@ -11,7 +11,8 @@ from experiments.align import compare, tokens, verdict
 from experiments.align.floors_file import Change
 from experiments.align.report import RouteResult
 from experiments.alignment import Alignment, PromptResult, assert_within_floors
-from experiments.attribution import EXPLAINED, UNEXPLAINED, FlipVerdict, NextTokens
+from experiments.flips import EXPLAINED, UNEXPLAINED, FlipVerdict, NextTokens
+from greta_jax.selfcheck import Finding
 from tests.experiments import toy
 from tests.experiments.toy import SITE
 
@@ -156,6 +157,16 @@ def test_a_run_without_results_is_not_a_pass():
     assert alignment.exit_code == flags.EXIT_INCONCLUSIVE
 
 
+def test_an_explained_flip_fails_where_the_same_tokens_are_asked_for():
+    result = result_of(toy.engine(), flips=(3,))
+    result = replace(result, next_tokens=next_tokens_of(FlipVerdict(FLIP, EXPLAINED, "")))
+    alignment = alignment_of(result)
+    assert alignment.exit_code == flags.EXIT_PASS
+    asked = replace(alignment, config=replace(alignment.config, same_top1=True))
+    assert asked.exit_code == flags.EXIT_FAIL
+    assert "--same_top1: top-1 differs at position 3" in asked.reasons()[0][1]
+
+
 def test_a_run_that_differs_without_taps_fails():
     changed = alignment_of(result_of(toy.engine(), untapped_top1=(2, 3, 9)))
     assert changed.exit_code == flags.EXIT_FAIL
@@ -170,7 +181,7 @@ def test_a_choice_that_is_not_the_largest_logit_fails():
 
 def test_an_oracle_that_breaks_a_law_outranks_the_engines_failure():
     wrong = alignment_of(result_of(toy.engine(), misread_top1="7 for 3 at position 1"))
-    wrong.broken_laws.append("FAIL  rotation_keeps_length: 1e9 of the floor")
+    wrong.laws.append(Finding("rotation_keeps_length", 1e9))
     assert wrong.exit_code == flags.EXIT_ORACLE
 
 

@@ -6,15 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import attribution, flips
 from experiments.align import trace
 from experiments.arithmetic import OracleArithmetic
-from experiments.attribution import (
-    EXPLAINED,
-    NOT_JUDGED,
-    UNEXPLAINED,
-    attribute,
-    next_tokens,
-)
+from experiments.attribution import Margin
+from experiments.flips import EXPLAINED, NOT_JUDGED, UNEXPLAINED, next_tokens
 from experiments.reference import rows_of
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy
@@ -56,6 +52,12 @@ def ops(oracle):
 def pair_at(ref, position):
     first, second = np.argsort(-np.asarray(ref.rows(*LOGITS))[position])[:2]
     return int(first), int(second)
+
+
+def attribute(ops, ref, got, judged, position, pair, with_floor):
+    margin = Margin(position, *pair)
+    [found] = attribution.attribute(ops, ref, got, judged, [margin], with_floor)
+    return found
 
 
 def with_rows(side, place, rows):
@@ -125,6 +127,14 @@ def test_the_floor_grows_with_the_precision_that_is_declared(oracle, ops, ref, g
     assert attribute(looser, *asked).floor > attribute(ops, *asked).floor
 
 
+def test_margins_that_are_taken_apart_together_are_what_each_is_alone(ops, ref, got):
+    margins = [Margin(t, *pair_at(ref, t)) for t in (3, 9, T - 1)]
+    for judged in (LAYERS, (1,)):
+        together = attribution.attribute(ops, ref, got, judged, margins, True)
+        for margin, found in zip(margins, together, strict=True):
+            assert attribution.attribute(ops, ref, got, judged, [margin], True) == [found]
+
+
 def flipped(ref, got, position, margin):
     """Traces in which the oracle holds two tokens `margin` apart and the engine swaps them."""
     first, second = pair_at(ref, position)
@@ -158,6 +168,22 @@ def test_flips_after_a_failed_op_are_not_judged_but_for_the_first(ops, ref, got)
     statuses = [flip.status for flip in judged_flips(ops, sides, failed_at=8).flips]
     assert statuses == [EXPLAINED, NOT_JUDGED]
     assert [flip.status for flip in judged_flips(ops, sides).flips] == [EXPLAINED] * 2
+
+
+def test_many_flips_are_judged_in_few_passes(ops, ref, got, monkeypatch):
+    asked = []
+
+    def noted(ops, ref, got, judged, margins, with_floor):
+        asked.append(len(margins))
+        return attribution.attribute(ops, ref, got, judged, margins, with_floor)
+
+    monkeypatch.setattr(flips, "attribute", noted)
+    sides = (ref, got)
+    for position in (2, 5, 7, 9, 11):
+        sides = flipped(*sides, position, 1e-9)
+    found = judged_flips(ops, sides)
+    assert [flip.status for flip in found.flips] == [EXPLAINED] * 5
+    assert asked == [1, 2, 2] and [a.position for a in found.attributions] == [2, 5, 7, 9, 11]
 
 
 def test_without_a_flip_the_position_nearest_to_one_is_taken_apart(ops, ref, got):

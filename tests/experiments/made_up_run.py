@@ -8,14 +8,9 @@ from experiments.align.invariants import TOUCHED
 from experiments.align.sources import SiteSources
 from experiments.align.sources import records as records_of
 from experiments.align.tokens import Flip, compare
-from experiments.attribution import (
-    UNEXPLAINED,
-    Attribution,
-    Contribution,
-    FlipVerdict,
-    NextTokens,
-)
+from experiments.attribution import Attribution, Contribution
 from experiments.coverage import Coverage
+from experiments.flips import UNEXPLAINED, FlipVerdict, NextTokens
 from experiments.report import maps, run_file
 from experiments.report.maps import NUMBERS, STATUSES, Maps
 

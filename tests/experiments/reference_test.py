@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import arithmetic, reference
-from experiments.align import compare, sites, trace
+from experiments import arithmetic, reference, token_blocks
+from experiments.align import compare, sites, split, trace
 from experiments.align.verdict import CLEAN, Status
 from experiments.flags import UsageError
 from greta_jax.model import Oracle
@@ -55,6 +55,48 @@ def test_the_oracle_in_fp32_passes_as_an_engine_at_every_site(oracle, ref):
 def test_the_oracle_in_fp64_under_the_name_of_fp32_is_not_believed(oracle, ref):
     verdicts = judge(oracle, ref, as_engine(oracle, ref, Policy.fp64()))
     assert verdicts[2, "attn.out"].status is Status.DTYPE
+
+
+def test_attention_in_blocks_of_queries_is_judged_as_all_at_once(oracle, ref, monkeypatch):
+    """Slabs that were overwritten, and what is not a number, too."""
+    got = as_engine(oracle, ref, Policy.fp32())
+    rows = dict(got.rows_by_place)
+    slabs = [slab_SKH.copy() for slab_SKH in rows[2, "kv.v"]]
+    for slab_SKH in slabs[5:]:
+        slab_SKH[1] *= 2
+    slabs[-1][3, 0, 0] = np.nan
+    rows[2, "kv.v"] = slabs
+    got = replace(got, rows_by_place=rows)
+    whole = judge(oracle, ref, got)
+    monkeypatch.setattr(token_blocks, "QUERIES", 3)
+    for place, found in judge(oracle, ref, got).items():
+        ours, theirs = ([j.status for j in v.judgements] for v in (found, whole[place]))
+        assert ours == theirs, place
+    ratios = [
+        np.array([j.ratio_max for j in found[0, "attn.out"].judgements])
+        for found in (whole, judge(oracle, ref, got))
+    ]
+    # A block's sums are no longer than its slab: floors of early tokens are tighter.
+    assert np.all(ratios[1] >= 0.99 * ratios[0])
+    np.testing.assert_allclose(ratios[1][-3:], ratios[0][-3:], rtol=1e-6)
+
+
+def test_a_split_computes_what_its_corners_share_once(oracle, ref, monkeypatch):
+    got = as_engine(oracle, ref, Policy.fp32())
+    evaluated = []
+    apply = Oracle.apply
+
+    def counted(self, op, layer, tensors):
+        evaluated.append(op.site)
+        return apply(self, op, layer, tensors)
+
+    ops = arithmetic.OracleArithmetic(oracle, oracle.config.dimensions, {})
+    read = [ops.inputs(side, 2, "attn.out") for side in (ref.trace, got)]
+    mixed = split.mixtures(ops.through("attn.out"), *read)
+    monkeypatch.setattr(Oracle, "apply", counted)
+    ops.op64_of_each(2, "attn.out", [*read, *mixed.values()])
+    counts = [evaluated.count(site) for site in ("attn.scores", "attn.probs", "attn.out")]
+    assert counts == [4, 4, 8]
 
 
 ROTATED = ("attn.q_rope", "attn.k_rope")
@@ -131,10 +173,12 @@ def test_ids_of_a_byte_tokenizer_are_a_complaint(oracle):
 
 def test_attention_weights_that_miss_a_window_are_a_complaint(oracle, ref):
     """GRETA's R8: the reference summed only the newest keys."""
-    probs = [row_NS.copy() for row_NS in ref.trace.rows(0, "attn.probs")]
-    probs[-1][:, 0] = 0
-    complaints = reference._weights_sum_to_one(oracle, {(0, "attn.probs"): probs})
-    assert len(complaints) == 1 and f"position {len(probs) - 1} sum to 1 only" in complaints[0]
+    taps = oracle.prefill(list(ref.token_ids), Taps("attn.probs", 0)).taps
+    prob_TNS = taps[0, "attn.probs"].copy()
+    assert reference._weights_sum_to_one(oracle, 0, prob_TNS) == []
+    prob_TNS[-1, :, 0] = 0
+    complaints = reference._weights_sum_to_one(oracle, 0, prob_TNS)
+    assert len(complaints) == 1 and f"position {len(prob_TNS) - 1} sum to 1 only" in complaints[0]
 
 
 def test_a_decode_that_is_not_its_prefill_is_a_complaint(oracle, ref):

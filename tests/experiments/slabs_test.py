@@ -38,7 +38,9 @@ def nothing(t):
 
 ARITHMETIC = Arithmetic(
     inputs,
-    op64=lambda layer, site, read: GrowingSlabs(read["rows"].astype(np.float64), kept(read)),
+    op64=lambda layer, site, each: [
+        GrowingSlabs(read["rows"].astype(np.float64), kept(read)) for read in each
+    ],
     floor=lambda layer, site, read: {"bound": GrowingSlabs(U16 * np.abs(read["rows"]), nothing)},
     closure=lambda layer, site, read: GrowingSlabs(1e-16 * np.abs(read["rows"]), nothing),
     declared=lambda layer, site, read: compare.RoundingModel(
@@ -55,7 +57,7 @@ def whole(rows):
 
 WHOLE = replace(
     ARITHMETIC,
-    op64=lambda *asked: whole(ARITHMETIC.op64(*asked)),
+    op64=lambda *asked: [whole(rows) for rows in ARITHMETIC.op64(*asked)],
     floor=lambda *asked: {"bound": whole(ARITHMETIC.floor(*asked)["bound"])},
     closure=lambda *asked: whole(ARITHMETIC.closure(*asked)),
     declared=lambda *asked: compare.RoundingModel(whole(ARITHMETIC.declared(*asked).rows)),

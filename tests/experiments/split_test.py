@@ -82,7 +82,7 @@ def test_a_split_that_does_not_add_up_is_not_a_pass(monkeypatch):
 
     arithmetic = toy.Arithmetic(
         inputs,
-        of_two(toy.op64),
+        lambda layer, site, each: [of_two(toy.op64)(layer, site, read) for read in each],
         lambda *a: {"bound": of_two(toy.bound(toy.U32))(*a)},
         of_two(toy.bound(toy.U64)),
         through=lambda site: ("x", "y") if site == SITE else (),

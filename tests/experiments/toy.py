@@ -28,6 +28,10 @@ def op64(layer, site, inputs):
     return x_TD if site == "embed" else x_TD @ WEIGHTS[layer].T
 
 
+def op64_of_each(layer, site, mixtures):
+    return [op64(layer, site, inputs) for inputs in mixtures]
+
+
 def bound(u):
     """Higham's bound of a dot of D terms whose weights were rounded once."""
 
@@ -50,7 +54,7 @@ def inputs(trace, layer, site):
 
 ARITHMETIC = Arithmetic(
     inputs=inputs,
-    op64=op64,
+    op64=op64_of_each,
     floor=lambda *args: {"bound": bound(U32)(*args)},
     closure=bound(U64),
 )

@@ -33,8 +33,14 @@ def cotangent_TV(oracle, ids):
 
 @pytest.fixture(scope="module")
 def found(oracle, ids, cotangent_TV):
-    parts = list(gradients(oracle, ids, cotangent_TV))
+    parts = list(gradients(oracle, ids, [cotangent_TV]))
     return {(p.layer, site): g for p in parts for site, g in p.by_site.items()}
+
+
+def test_several_cotangents_have_the_gradients_of_each_alone(oracle, ids, cotangent_TV, found):
+    for part in gradients(oracle, ids, [np.roll(cotangent_TV, 1, axis=1), cotangent_TV]):
+        for site, gradient in part.by_site.items():
+            assert np.array_equal(gradient, found[part.layer, site]) == (part.of == 1), site
 
 
 class Pushed(Oracle):

@@ -66,6 +66,15 @@ def test_a_replay_may_start_further_back(oracle, captured):
     assert np.array_equal(got, taps[1, "resid.out"])
 
 
+def test_attention_may_start_from_its_scores_or_its_weights(oracle, captured):
+    """Of a slab that is no whole number of buckets, too."""
+    for taps, _, _ in captured.values():
+        probs = replay(oracle, "attn.probs", 0, {"attn.scores": taps[0, "attn.scores"]})
+        assert np.array_equal(probs, taps[0, "attn.probs"])
+        weighted = {"attn.probs": probs, "kv.v": taps[0, "kv.v"]}
+        assert np.array_equal(replay(oracle, "attn.out", 0, weighted), taps[0, "attn.out"])
+
+
 def test_attention_positions_default_to_the_last_of_the_slab(oracle, captured):
     taps = captured["prefill"][0]
     inputs = {name: taps[0, name] for name in INPUTS["attn.out"]}
