@@ -12,6 +12,8 @@ from experiments.arithmetic import OracleArithmetic
 from experiments.attribution import Attribution, Margin, attribute
 
 EXPLAINED, UNEXPLAINED, NOT_JUDGED = "explained", "unexplained", "not judged"
+TOGETHER = 64
+"""Flips that share a pass backwards, of which the bounds cost more than all their gradients."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ def next_tokens(
     ]
     verdicts, found, over = [], [], f"an op failed at position {failed_at}"
     while len(verdicts) < len(asked):
-        # Twice as many each time: they share passes, and the first may be the last that is asked.
-        batch = asked[len(verdicts) : 2 * len(verdicts) + 1]
+        batch = asked[len(verdicts) : len(verdicts) + TOGETHER]
         margins = [Margin(flip.position, flip.ref, flip.got) for flip in batch]
         attributions = attribute(ops, ref, got, judged, margins, with_floor=True)
         for flip, attribution in zip(batch, attributions, strict=True):
