@@ -130,12 +130,17 @@ class Clock:
         self._say(f"{text} {done}/{total}{left}")
 
 
+def stages_file() -> Path:
+    """Where `LastTime` keeps what it knows."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "greta-jax" / "stages.json"
+
+
 class LastTime:
     """How long stages took the last time, in the user's cache; losing it costs an estimate."""
 
     def __init__(self):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._path = cache / "greta-jax" / "stages.json"
+        self._path = stages_file()
 
     def seconds(self, stage: str) -> float:
         """0.0 if unknown."""

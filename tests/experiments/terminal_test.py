@@ -15,8 +15,7 @@ ESCAPE = "\x1b"
 
 @pytest.fixture(autouse=True)
 def own_cache_of_estimates(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress.Path, "home", lambda: tmp_path)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(progress, "stages_file", lambda: tmp_path / "stages.json")
 
 
 def run(out_dir, *arguments):

@@ -27,6 +27,10 @@ KERNEL recurse_in_place(volatile int* p) {
 """
 
 
+FAR = 10**10
+"""An index beyond whatever else the tests have allocated."""
+
+
 @pytest.fixture(scope="module")
 def loaded(device):
     return device.load(objects.hip(KERNELS))
@@ -67,15 +71,15 @@ def test_a_store_outside_names_lane_address_and_nearest_allocation(
 
 
 def test_a_load_outside_names_the_load(device, loaded, array):
-    error = fault(device, loaded["get"], array, array, np.int64(10**6), 3)
+    error = fault(device, loaded["get"], array, array, np.int64(FAR), 3)
     assert error.instruction.startswith("flat_load_dword") and "load" in str(error)
     assert (error.wave, error.lane) == (0, 3)
 
 
 def test_a_scalar_load_outside_faults(device, loaded, array):
-    error = fault(device, loaded["uniform"], array, array, np.int64(10**6))
+    error = fault(device, loaded["uniform"], array, array, np.int64(FAR))
     assert error.instruction.startswith("s_load_dword")
-    assert error.address == array.address + 4 * 10**6
+    assert error.address == array.address + 4 * FAR
 
 
 def test_an_atomic_outside_faults(device, loaded, array):
