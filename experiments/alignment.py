@@ -191,12 +191,16 @@ def _undecided_code(judgement: verdict.Judgement) -> int:
 def assert_within_floors(
     verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict[str, int]
 ) -> None:
-    """The assertions that decide: shape, finiteness, and |local| <= floor for every element.
+    """The assertions that decide: dtype, shape, finiteness, |local| <= floor for every element.
 
     Ratios to the floor are compared, so that the only tolerance is one floor. All tokens of a site
     at once; where that fails, one by one, to say which token it is.
     """
     for found in verdicts:
+        for judgement in found.judgements:
+            if judgement.status is verdict.Status.DTYPE:
+                where = f"{sites.name(found.layer, found.site)}, position {judgement.key.position}"
+                raise AssertionError(f"{where}: {judgement.reason}")
         tokens = range(len(found.ratios))
         try:
             _assert_tokens(found, got, dims, tokens)

@@ -64,6 +64,15 @@ def test_an_error_above_its_floor_fails_through_the_assertion():
     assert "ffn.norm of layer 1, position 0: Assertion assert_trees" in alignment.reasons()[0][1]
 
 
+def test_numbers_within_their_floors_that_the_declared_dtype_does_not_have_fail():
+    def a_part_in_2_to_the_25(layer, y_TD):
+        return y_TD.astype(np.float64) * (1 + 2.0**-25) if layer == 1 else y_TD
+
+    alignment = alignment_of(result_of(toy.engine(a_part_in_2_to_the_25)))
+    assert alignment.exit_code == flags.EXIT_FAIL
+    assert "ffn.norm of layer 1, position 0: declared float32" in alignment.reasons()[0][1]
+
+
 def test_the_assertion_itself_decides():
     result = replace(result_of(toy.engine(doubled_in_layer_1)), assertion="")
     assert alignment_of(result).exit_code == flags.EXIT_PASS

@@ -195,7 +195,7 @@ ATTENTION = (
             "__builtin_amdgcn_cvt_pk_fp8_f32(0.5f * x, 0.5f * x, 0, false)",
         ),
         found_at=(0, "kv.k"),
-        unnamed="a slot of 4 bits: half of a number is 8 floors away, and a name takes 10",
+        named="stored_at_half",
         options={"kv_dtype": "float8_e4m3fnuz"},
     ),
     Fault(

@@ -69,7 +69,7 @@ DECOYS = (
         run={"route": "manual/mfma"},
     ),
     Fault("scores_of_thousands", queries=1024.0),
-    Fault("cache_of_fp8_declared", options={"kv_dtype": "float8_e4m3fnuz", "kv_scale": 0.25}),
+    Fault("cache_of_fp8_declared", options={"kv_dtype": "float8_e4m3fnuz"}),
     Fault("prefill_batched", options={"max_rows": 16}, run={"prefill": "valu"}),
     Fault("prefill_on_matrix_cores", run={"prompt": ("p7_tiles",), "prefill": "mfma"}),
     Fault(
