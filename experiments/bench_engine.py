@@ -43,11 +43,8 @@ for define, *arguments in (
 
 
 def main(argv: list[str]) -> int:
-    try:
-        VALUES(argv)
-    except absl_flags.Error as error:
-        print(f"bench_engine: {error}\n\n{__doc__}", file=sys.stderr)
-        return flags.EXIT_USAGE
+    if (code := flags.parse_own(VALUES, __doc__, argv)) is not None:
+        return code
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     found = {}
     for name, question in _questions():

@@ -42,11 +42,8 @@ for define, *arguments in (
 
 
 def main(argv: list[str]) -> int:
-    try:
-        VALUES(argv)
-    except absl_flags.Error as error:
-        print(f"bench_oracle: {error}\n\n{__doc__}", file=sys.stderr)
-        return flags.EXIT_USAGE
+    if (code := flags.parse_own(VALUES, __doc__, argv)) is not None:
+        return code
     large = Path(VALUES.folder) / f"{VALUES.shape}.gguf"
     if not large.exists():
         write(large, SHAPES[VALUES.shape], report=None)

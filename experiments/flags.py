@@ -264,7 +264,7 @@ def run(main: Callable[..., int], doc: str, argv: list[str] | None = None, more:
     """
     argv = list(sys.argv if argv is None else argv)
     values = define(more)
-    if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
+    if _asks_for_help(argv):
         print(f"{doc.strip()}\n\nFlags:\n{values.module_help(sys.modules[__name__])}")
         return EXIT_PASS
     debug = any(re.fullmatch("--debug(=(true|1))?", arg) for arg in argv)
@@ -279,6 +279,23 @@ def run(main: Callable[..., int], doc: str, argv: list[str] | None = None, more:
             traceback.print_exc()
         print(f"{Path(argv[0]).stem}: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_FAIL if isinstance(error, DeviceFault) else EXIT_USAGE
+
+
+def parse_own(values: flags.FlagValues, doc: str, argv: list[str]) -> int | None:
+    """For a program that has none of the shared flags: the exit code, if there is nothing to do."""
+    if _asks_for_help(argv):
+        print(f"{doc.strip()}\n\nFlags:{values.get_help()}")
+        return EXIT_PASS
+    try:
+        values(argv)
+    except flags.Error as error:
+        print(f"{Path(argv[0]).stem}: {error}; --help has examples", file=sys.stderr)
+        return EXIT_USAGE
+    return None
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    return any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:])
 
 
 def _dated_out_dir() -> str:

@@ -94,6 +94,13 @@ def test_ratios_are_theirs_over_ours():
     assert row.split()[-3:] == ["4.00", "3.00", "2.00"]
 
 
-def test_bad_flags_are_refused_with_the_usage(capsys):
+def test_bad_flags_are_refused_in_one_line(capsys):
     assert bench_oracle.main(["bench_oracle", "--device=tpu"]) == 2
-    assert "--device=gpu" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--device=tpu" in line and "cpu|gpu" in line
+
+
+def test_help_has_examples_and_flags(capsys):
+    assert bench_oracle.main(["bench_oracle", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Examples:" in shown and "--shape" in shown
