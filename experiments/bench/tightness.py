@@ -151,9 +151,11 @@ def measure(oracle: Oracle, site: str, case: Case, tokens: int, seed=0, slots=No
     weights = bool({op.site: op for op in (*oracle.ops, LOGITS)}.get(site, LOGITS).weights)
     running = case.declared(weights)
     operand = mfma.KINDS[running.core].dtype if running.core else running.operand
+    # No dtype is what xf32 leaves of an fp32: only its order says so.
+    any_order = running if running.core == "xf32" else replace(running, order=None, operand=operand)
     forms = {
         "running": running,
-        "any": replace(running, order=None, operand=operand),
+        "any": any_order,
         "likely": replace(running, failure=FAILURE),
     }
     found, worst = {}, 0.0
