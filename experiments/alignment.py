@@ -109,7 +109,9 @@ class Alignment:
         doubtful = [r for r in self.routes if r.status not in ("ok", "not possible")]
         if doubtful:
             names = ", ".join(sorted({f"{r.observed or r.route} ({r.status})" for r in doubtful}))
-            found.append((EXIT_INCONCLUSIVE, f"route matrix: {names}; --route judges one of them"))
+            why = "".join(sorted({f"; {r.note}" for r in doubtful if not r.observed}))
+            text = f"route matrix: {names}{why}; --route judges one of them"
+            found.append((EXIT_INCONCLUSIVE, text))
         return found
 
     @property

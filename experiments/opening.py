@@ -34,12 +34,8 @@ class Opened:
 
     def engine(self, route=None, device: Device | None = None, **options) -> engines.Engine:
         """The engine as the flags ask for it, with a fault's kernels and options."""
-        config, fault = self.config, self.fault
-        gemm = "valu" if config.prefill == "steps" else config.prefill
-        options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm, **options}
-        options |= fault.options if fault else {}
-        options |= {"route": route or config.route, "source_patch": inject.kernel_patches(fault)}
-        return engines.Engine.open(config.model, device or self.device, **options)
+        route = route or self.config.route
+        return open_engine(self.config, self.fault, device or self.device, route, **options)
 
     def reference(self, prompt: str) -> Reference:
         """With the sites that an engine may store, or all of them if traces are to be saved."""
@@ -56,6 +52,17 @@ class Opened:
             "route_resolved": str(engine.route),
             "injected_fault": self.config.inject_fault,
         }
+
+
+def open_engine(
+    config: Config, fault: faults.Fault | None, device: Device, route, **options
+) -> engines.Engine:
+    """The engine on a route, as flags and fault have it; `options` of Engine.open go before."""
+    gemm = "valu" if config.prefill == "steps" else config.prefill
+    options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm, **options}
+    options |= fault.options if fault else {}
+    options |= {"route": route, "source_patch": inject.kernel_patches(fault)}
+    return engines.Engine.open(config.model, device, **options)
 
 
 @contextlib.contextmanager

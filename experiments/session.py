@@ -1,10 +1,10 @@
 """Runs an alignment: the oracle's side, the engine's side, the judge, and the route matrix."""
 
-from collections.abc import Iterator
+import contextlib
 from functools import partial
 from pathlib import Path
 
-from experiments import kv_watch, repro, saved_floors, under_test
+from experiments import kv_watch, repro, route_matrix, saved_floors, under_test
 from experiments.align import (
     cache_blame,
     compare,
@@ -13,12 +13,10 @@ from experiments.align import (
     trace,
     verdict,
 )
-from experiments.align.report import RouteResult
 from experiments.alignment import (
     Alignment,
     PromptResult,
     assert_within_floors,
-    not_attested,
 )
 from experiments.arithmetic import OracleArithmetic
 from experiments.explain import explain
@@ -27,14 +25,13 @@ from experiments.flips import NextTokens, next_tokens
 from experiments.opening import Opened, opened
 from experiments.progress import Clock
 from experiments.reference import Reference, laws
-from hip_engine import routes
 from hip_engine.errors import DeviceFault
 
 
 def run(
     config: Config,
     clock: Clock,
-    route_matrix: bool = True,
+    every_route: bool = True,
     references: dict[str, Reference] | None = None,
     bundles: str = "",
 ) -> Alignment:
@@ -60,25 +57,42 @@ def run(
             if prompt not in references:
                 with clock.stage("oracle pass", prompt):
                     references[prompt] = both.reference(prompt)
-            try:
-                result = _align(both, engine, references[prompt], alignment, clock)
-            except DeviceFault as error:
-                alignment.device_faults.append(f"{prompt}: {error}")
-                continue
-            alignment.results[prompt] = result
-            if bundles:
-                folder = both.config.out_path / f"{bundles}_{Path(prompt).stem}_repro"
-                again = partial(both.engine, engine.route)
-                with clock.stage("failed op", prompt):
-                    sides = both.oracle, engine, alignment.facts, both.config, again, both.fault
-                    if written := repro.write(folder, result, *sides):
-                        alignment.bundles[prompt] = written
+        chosen = [references[prompt] for prompt in both.config.prompt]
+        with contextlib.ExitStack() as stack:
+            if every_route:
+                beside = route_matrix.others_beside(both.config, both.fault, engine, chosen)
+                answers = stack.enter_context(beside)
+            for reference in chosen:
+                _judge(both, engine, reference, alignment, clock, bundles)
+            if every_route:
+                with clock.stage("other routes, the rest"):
+                    found = route_matrix.rows(both.config, engine, alignment.results, answers)
+                    alignment.routes.extend(found)
         alignment.floor_changes.extend(saved_floors.changes(saved, alignment.floors))
-        if route_matrix:
-            alignment.routes.extend(_route_matrix(both, alignment, engine, clock))
         with clock.stage("laws of the oracle"):
             alignment.laws.extend(laws(both.oracle))
     return alignment
+
+
+def _judge(
+    both: Opened, engine, reference: Reference, alignment: Alignment, clock: Clock, bundles: str
+) -> None:
+    """Adds a prompt's result, or the fault that ended its run, and leaves a failed op's bundle."""
+    prompt = reference.prompt
+    try:
+        result = _align(both, engine, reference, alignment, clock)
+    except DeviceFault as error:
+        alignment.device_faults.append(f"{prompt}: {error}")
+        return
+    alignment.results[prompt] = result
+    if not bundles:
+        return
+    folder = both.config.out_path / f"{bundles}_{Path(prompt).stem}_repro"
+    again = partial(both.engine, engine.route)
+    with clock.stage("failed op", prompt):
+        sides = both.oracle, engine, alignment.facts, both.config, again, both.fault
+        if written := repro.write(folder, result, *sides):
+            alignment.bundles[prompt] = written
 
 
 def _facts(both: Opened, engine) -> dict:
@@ -151,55 +165,3 @@ def _assertion(verdicts: list[compare.SiteVerdict], got: trace.Trace, dims: dict
     except AssertionError as error:
         return str(error)
     return ""
-
-
-def _route_matrix(
-    both: Opened, alignment: Alignment, engine, clock: Clock
-) -> Iterator[RouteResult]:
-    """All nine combinations; a route that several names stand for is run once."""
-    results = alignment.results
-    ran = {engine.route: {prompt: _as_route_run(r) for prompt, r in results.items()}}
-    for name, chosen, why in under_test.all_routes(engine, both.config.kv_dtype):
-        if chosen is None:
-            yield RouteResult(name, status="not possible", note=why)
-            continue
-        if chosen not in ran:
-            with clock.stage("other routes", str(chosen)):
-                ran[chosen] = _run_route(both, alignment, chosen)
-        for prompt, result in results.items():
-            yield _route_result(name, chosen, why, ran[chosen][prompt], result.reference)
-
-
-def _as_route_run(result: PromptResult) -> under_test.RouteRun:
-    last = result.reference.prompt_tokens - 1
-    seen = result.run.attestation  # of every token, the prompt's too: they were fed one by one
-    return under_test.RouteRun(*result.run.top1_T[last : last + 2], seen, seen)
-
-
-def _run_route(
-    both: Opened, alignment: Alignment, route: routes.Route
-) -> dict[str, under_test.RouteRun | DeviceFault]:
-    ran, engine = {}, both.engine(route)
-    for prompt, result in alignment.results.items():
-        try:
-            ran[prompt] = under_test.run_route(engine, result.reference)
-        except DeviceFault as fault:
-            ran[prompt] = fault
-    engine.close()
-    return ran
-
-
-def _route_result(name, chosen, why, ran, reference: Reference) -> RouteResult:
-    if isinstance(ran, DeviceFault):
-        return RouteResult(name, reference.prompt, status="device fault", note=str(ran))
-    tokens = ran.prefill_last_top1, ran.decode0_top1
-    seen = ran.attestation
-    if not_attested(str(chosen), seen):
-        status = f"not attested as {chosen}"
-    else:
-        status = "ok" if tokens == reference.expected else "token differs"
-    prompt_by = ran.prefill.observed
-    notes = ["" if name == str(chosen) else why]
-    notes.append(f"the prompt by {prompt_by} kernels" if prompt_by != seen.observed else "")
-    note = "; ".join(filter(None, notes))
-    return RouteResult(name, reference.prompt, seen.observed, *tokens, status, note)

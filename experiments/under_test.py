@@ -1,7 +1,6 @@
 """The engine's side of an alignment: the trace it really computed, and the bytes it touched."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,12 +11,9 @@ from experiments.align import compare, sites, trace
 from experiments.align.invariants import LayerInvariants, check_step
 from experiments.align.slabs import grew
 from experiments.reference import Reference, needed_layers
-from hip_engine import routes
 from hip_engine.attestation import Attestation
 from hip_engine.device import Device
 from hip_engine.engine import Engine
-from hip_engine.errors import RouteNotBuilt
-from hip_engine.kv_types import KV_TYPES
 from hip_engine.taps import Step, Taps
 
 
@@ -151,34 +147,3 @@ def _free_tokens(engine: Engine, reference: Reference, top1: list[int]) -> tuple
     while len(tokens) < len(forced):
         tokens.append(engine.step(tokens[-1]).top1)
     return tuple(tokens)
-
-
-@dataclass(frozen=True)
-class RouteRun:
-    """The two top-1 tokens of one prompt on one route, and what decode and prefill executed."""
-
-    prefill_last_top1: int
-    decode0_top1: int
-    attestation: Attestation
-    prefill: Attestation
-
-
-def run_route(engine: Engine, reference: Reference) -> RouteRun:
-    """The prompt in one prefill, then a decode step on the oracle's token; no taps."""
-    engine.reset()
-    prefill_last = engine.prefill(reference.token_ids[: reference.prompt_tokens])[-1]
-    decode0 = engine.step(reference.token_ids[reference.prompt_tokens])
-    attestations = engine.attest(), engine.attest("prefill")
-    return RouteRun(prefill_last.top1, decode0.top1, *attestations)
-
-
-def all_routes(engine: Engine, kv_dtype: str) -> Iterator[tuple[str, routes.Route | None, str]]:
-    """Every kernel x matmul combination: its name, the route it stands for if any, and why."""
-    for words in itertools.product(routes.KERNEL_WORDS, routes.MATMUL_WORDS):
-        wanted = routes.Route(*words)
-        try:
-            chosen, reason = routes.resolve(wanted, KV_TYPES[kv_dtype], engine.config)
-        except RouteNotBuilt as lacking:
-            yield str(wanted), None, str(lacking)
-        else:
-            yield str(wanted), chosen, reason
