@@ -6,9 +6,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from absl import flags
 
@@ -260,9 +261,16 @@ def run(main: Callable[..., int], doc: str, argv: list[str] | None = None, more:
     ...) each, and `main` gets the flag values too.
 
     An error that a side or the judge raises on purpose becomes one line and exit 2, a kernel that
-    faults while it runs one line and exit 1; --debug shows the traceback too.
+    faults while it runs one line and exit 1; --debug shows the traceback too. Whoever reads
+    standard output may leave (`| head`): the exit code stays.
     """
-    argv = list(sys.argv if argv is None else argv)
+    with contextlib.redirect_stdout(_WhileRead(sys.stdout)):
+        code = _run(main, doc, list(sys.argv if argv is None else argv), more)
+        sys.stdout.flush()
+    return code
+
+
+def _run(main: Callable[..., int], doc: str, argv: list[str], more: tuple) -> int:
     values = define(more)
     if _asks_for_help(argv):
         print(f"{doc.strip()}\n\nFlags:\n{values.module_help(sys.modules[__name__])}")
@@ -292,6 +300,34 @@ def parse_own(values: flags.FlagValues, doc: str, argv: list[str]) -> int | None
         print(f"{Path(argv[0]).stem}: {error}; --help has examples", file=sys.stderr)
         return EXIT_USAGE
     return None
+
+
+class _WhileRead:
+    """Standard output for as long as somebody reads it; then it goes nowhere."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._open():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._open():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
 
 
 def _asks_for_help(argv: list[str]) -> bool:

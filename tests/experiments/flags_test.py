@@ -1,5 +1,8 @@
 """Where the effective configuration comes from."""
 
+import subprocess
+import sys
+
 import pytest
 
 from experiments import flags
@@ -63,3 +66,15 @@ def test_the_system_prompt_is_metas_template():
     text = flags.prompt_text("p4_sys")
     assert text.startswith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are")
     assert text.endswith("Hi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_a_reader_that_leaves_early_does_not_change_the_exit_code():
+    """As `| head` does; a run that failed must not pass, nor one that passed fail."""
+    main = "lambda config: print('x\\n' * 1_000_000) or 3"
+    program = f"import sys; from experiments import flags; sys.exit(flags.run({main}, 'Doc.'))"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == flags.EXIT_INCONCLUSIVE
