@@ -22,7 +22,7 @@ def pack_arguments(kernel, args, grid, block, dynamic_lds: int) -> bytearray:
     """
     if isinstance(args, bytes | bytearray):
         return _fill_hidden(kernel, _raw_segment(kernel, args), grid, block, dynamic_lds)
-    explicit = [a for a in kernel.descriptor.arguments if not a.hidden]
+    explicit = kernel.explicit
     if len(args) != len(explicit):
         raise LaunchError(f"{kernel.symbol} takes {len(explicit)} arguments, {len(args)} given")
     segment = bytearray(max(kernel.descriptor.kernarg_bytes, 16))
@@ -39,8 +39,7 @@ def pack_arguments(kernel, args, grid, block, dynamic_lds: int) -> bytearray:
 
 
 def _raw_segment(kernel, raw: bytes) -> bytearray:
-    arguments = kernel.descriptor.arguments
-    needed = max((a.offset + a.size for a in arguments if not a.hidden), default=0)
+    needed = max((a.offset + a.size for a in kernel.explicit), default=0)
     size = kernel.descriptor.kernarg_bytes
     if not needed <= len(raw) <= max(-(-size // 16) * 16, 16):
         raise LaunchError(
@@ -52,17 +51,18 @@ def _raw_segment(kernel, raw: bytes) -> bytearray:
 
 
 def _fill_hidden(kernel, segment, grid, block, dynamic_lds: int) -> bytearray:
-    for argument in kernel.descriptor.arguments:
-        if argument.hidden:
-            value = _hidden(argument.kind, grid, block, dynamic_lds)
-            raw = value.to_bytes(argument.size, "little")
-            segment[argument.offset : argument.offset + argument.size] = raw
+    for argument in kernel.hidden:
+        value = _hidden(argument.kind, grid, block, dynamic_lds)
+        raw = value.to_bytes(argument.size, "little")
+        segment[argument.offset : argument.offset + argument.size] = raw
     return segment
 
 
 def _argument_bytes(value, size: int) -> bytes:
     if isinstance(value, Buffer):
         value = value.address
+    if type(value) is int:  # nearly all are
+        return value.to_bytes(size, "little", signed=value < 0)
     if isinstance(value, np.generic):
         raw = value.tobytes()
     elif isinstance(value, bytes | bytearray):

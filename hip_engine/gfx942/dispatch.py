@@ -158,7 +158,11 @@ def _run_groups():
 
 @dataclass
 class EmulatedKernel:
-    """A kernel of a loaded code object, compiled for this CPU."""
+    """A kernel of a loaded code object, compiled for this CPU.
+
+    `explicit` and `hidden` are its arguments: those that a launch gives, those that the runtime
+    fills in.
+    """
 
     symbol: str
     code_object_sha256: str
@@ -169,6 +173,9 @@ class EmulatedKernel:
     source_line: Callable[[int], str | None]
 
     def __post_init__(self):
+        arguments = self.descriptor.arguments
+        self.explicit = tuple(a for a in arguments if not a.hidden)
+        self.hidden = tuple(a for a in arguments if a.hidden)
         words = self.text[1] // 4
         self.jumps = np.full(words, -1, np.int32)
         for index, offset in enumerate(self.compiled.block_addresses):
