@@ -124,29 +124,28 @@ class OracleArithmetic:
 
     def floor(self, layer: int, site: str, inputs: dict) -> dict[str, compare.Rows]:
         """The a-priori bound at the precision the engine declares."""
-        return {"bound": self._by_phase(site, lambda p: self._bounds(p, layer, site, inputs))}
+        return {
+            "bound": self._by_phase(layer, site, lambda p: self._bounds(p, layer, site, inputs))
+        }
 
-    def _by_phase(self, site: str, rows_of: Callable[[dict], compare.Rows]) -> compare.Rows:
+    def _by_phase(
+        self, layer: int, site: str, rows_of: Callable[[dict], compare.Rows]
+    ) -> compare.Rows:
         """What follows from the precision of prefill for its tokens, of decode for the others."""
-        rows = rows_of(self._of_site(self.engine_precision, site))
+        rows = rows_of(_declared(self.engine_precision, layer, site))
         if not self._has_two_phases(site):
             return rows
-        return self._joined(rows_of(self._of_site(self.prefill_precision, site)), rows)
+        return self._joined(rows_of(_declared(self.prefill_precision, layer, site)), rows)
 
     def _has_two_phases(self, site: str) -> bool:
         if not self.batched:
             return False
         phases = (self.engine_precision, self.prefill_precision)
-        first, second = (self._of_site(precision, site) for precision in phases)
+        first, second = (_declared(precision, 0, site) for precision in phases)
         return first != second
 
     def _joined(self, first: compare.Rows, then: compare.Rows) -> compare.Rows:
         return np.concatenate([first[: self.batched], then[self.batched :]])
-
-    @staticmethod
-    def _of_site(precision: dict, site: str) -> dict:
-        # Scores and probabilities stay in the registers of attn.out's kernel.
-        return precision.get(site) or precision["attn.out"]
 
     def declared(self, layer: int, site: str, inputs: dict) -> compare.RoundingModel:
         """The op itself evaluated in the precision the engine declares.
@@ -154,12 +153,13 @@ class OracleArithmetic:
         Its sums run in the declared order, or else in XLA's. Where the engine's bound is then of a
         shorter chain of additions, the one that holds for any order goes with it.
         """
-        decode = self._modelled(self.engine_precision[site], layer, site, inputs)
+        decode = self._modelled(_declared(self.engine_precision, layer, site), layer, site, inputs)
         if not self._has_two_phases(site):
             return decode
-        first = self._modelled(self.prefill_precision[site], layer, site, inputs)
+        of_prefill = _declared(self.prefill_precision, layer, site)
+        first = self._modelled(of_prefill, layer, site, inputs)
         bounds = [model.bound for model in (first, decode)]
-        either = self._bounds(without(self.prefill_precision[site], "chain"), layer, site, inputs)
+        either = self._bounds(without(of_prefill, "chain"), layer, site, inputs)
         bounds = [either if bound is None else bound for bound in bounds]
         return compare.RoundingModel(self._joined(first.rows, decode.rows), self._joined(*bounds))
 
@@ -167,9 +167,13 @@ class OracleArithmetic:
         self, declared: dict, layer: int, site: str, inputs: dict
     ) -> compare.RoundingModel:
         oracle = self._fp32.with_policy(_policy(site, declared))
+        unit = np.asarray(declared["scale"])[:, None] if "scale" in declared else None
 
         def run(inputs: dict) -> np.ndarray:
-            return replay(oracle, site, layer, without(inputs, SLACK))
+            inputs = without(inputs, SLACK)
+            if unit is None:
+                return replay(oracle, site, layer, inputs)
+            return replay(oracle, site, layer, _over(inputs, unit)) * unit
 
         rows = over_tokens(run, site, inputs)
         if "chain" not in declared:
@@ -180,7 +184,7 @@ class OracleArithmetic:
 
     def bits(self, layer: int, site: str, inputs: dict) -> compare.Rows | None:
         """The tensor to the last bit, where the declared arithmetic is modelled; else None."""
-        declared = OpPrecision.of(self.engine_precision[site])
+        declared = OpPrecision.of(_declared(self.engine_precision, layer, site))
         if declared.bits is None or self._has_two_phases(site):
             return None
         how = declared.bits, declared.store
@@ -213,7 +217,7 @@ class OracleArithmetic:
         self, oracle: Oracle, layer: int, site: str, inputs: dict, slack: np.ndarray | None
     ) -> np.ndarray:
         """What the engine's declared precision may round away of one op on any inputs."""
-        error = self._by_phase(site, lambda p: bound(oracle, site, layer, inputs, p))
+        error = self._by_phase(layer, site, lambda p: bound(oracle, site, layer, inputs, p))
         if slack is None:
             return error
         if site in KV_SITES:
@@ -251,6 +255,19 @@ class OracleArithmetic:
         return np.einsum("TKGS,SKH->TKGH", change_TKGS, v_SKH).reshape(tokens, heads, H)
 
 
+def _declared(precision: dict, layer: int, site: str) -> dict:
+    """What is declared of a site in one layer."""
+    # Scores and probabilities stay in the registers of attn.out's kernel.
+    return in_layer(precision.get(site) or precision["attn.out"], layer)
+
+
+def in_layer(declared: dict, layer: int) -> dict:
+    """With the scales of that layer alone. Raises IndexError if there are none."""
+    if "scale_LK" not in declared:
+        return declared
+    return without(declared, "scale_LK") | {"scale": tuple(declared["scale_LK"][layer])}
+
+
 def spelt(oracle: Oracle, token_id: int) -> str:
     """The vocabulary's entry of a token id; empty if the file has none."""
     try:
@@ -271,6 +288,10 @@ def _policy(site: str, declared: dict) -> Policy:
     order = d.order or MATRIX_CORES.get(operand, "native")
     exact = {"weight": "float32", "activation": d.store, "kv": d.store, "compute": d.accumulate}
     return Policy("declared", **exact, order=order, probs=operand, exp="polynomial")
+
+
+def _over(inputs: dict, unit: np.ndarray) -> dict:
+    return {name: np.asarray(value) / unit for name, value in inputs.items()}
 
 
 def _in_fp64(inputs: dict, wide: dict[int, np.ndarray]) -> dict:

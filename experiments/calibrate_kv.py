@@ -1,13 +1,16 @@
 """Scales of an fp8 KV cache per layer, K or V and kv head, for the engine's kv_scale.
 
-The prompts are run with an fp32 cache; the largest K (after RoPE) and V of every head become the
-largest number of fp8 (240). Whatever is larger in other text saturates: give text like that which
-will be served. The file names the model that it is for, and no other takes it.
+The prompts are run with an fp32 cache; scales are the smallest powers of two at which the largest K
+(after RoPE) and V of every head are no larger than fp8's largest number (240). What is larger in
+other text saturates: give text like that which will be served. The file names the model that it is
+for, and no other takes it.
 
 Examples:
   python -m experiments.calibrate_kv --prompt=p4_sys,p5_ba,p6_long --scales=scales.json
 
-and then Engine.open(model, device, kv_dtype="float8_e4m3fnuz", kv_scale="scales.json").
+  python -m experiments.b3_20 --kv_dtype=float8_e4m3fnuz --kv_scale=scales.json
+
+and Engine.open(model, device, kv_dtype="float8_e4m3fnuz", kv_scale="scales.json").
 
 Exit codes: 0 written; 1 a device fault; 2 bad flags or input.
 """

@@ -7,8 +7,8 @@ import numpy as np
 from experiments import inject
 from experiments.align import faults, sites
 from experiments.flags import Config
+from experiments.opening import open_engine
 from hip_engine.device import open_device
-from hip_engine.engine import Engine
 from hip_engine.taps import Taps
 
 Place = tuple[int, str]
@@ -21,10 +21,8 @@ def of(config: Config, token_ids: Sequence[int]) -> tuple[Mapping[Place, np.ndar
     With --inject_fault the engine has that fault.
     """
     fault = faults.find(config.inject_fault) if config.inject_fault else None
-    options = {"route": config.route, "kv_dtype": config.kv_dtype}
-    options |= {"source_patch": inject.kernel_patches(fault), **(fault.options if fault else {})}
     with inject.host_patch(fault):
-        engine = Engine.open(config.model, open_device(config.device), **options)
+        engine = open_engine(config, fault, open_device(config.device), config.route)
         steps = engine.prefill(token_ids, Taps.of(engine.sites))
         engine.close()
     found = {}

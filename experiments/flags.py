@@ -61,6 +61,7 @@ _FLAGS = (
     (flags.DEFINE_enum, "precision", "fp64", ["fp64", "fp32"], "Arithmetic of the oracle."),
     (flags.DEFINE_enum, "device", "emulated", ["emulated", "mi300x"], "What runs the code."),
     (flags.DEFINE_enum, "kv_dtype", "float16", list(KV_TYPES), "The engine's KV cache."),
+    (flags.DEFINE_string, "kv_scale", None, "Of fp8: a power of two, or calibrate_kv's file."),
     (flags.DEFINE_string, "out_dir", None, "Results; default artifacts/alignment/<date>."),
     (flags.DEFINE_string, "inject_fault", None, "Run with a named fault, which must be found."),
     (flags.DEFINE_string, "save_floors", None, "File to write the derived floors to (JSON)."),
@@ -99,6 +100,7 @@ class Config:
     precision: str
     device: str
     kv_dtype: str
+    kv_scale: str | None
     out_dir: str
     inject_fault: str | None
     save_floors: str | None
@@ -192,6 +194,11 @@ def _check(chosen: dict) -> None:
         if not chosen[name]:
             raise UsageError(f"--{name} is empty: nothing would be compared; leave it out")
     names = [Path(prompt).stem for prompt in chosen["prompt"]]
+    if chosen["kv_scale"] and not KV_TYPES[chosen["kv_dtype"]].scaled:
+        raise UsageError(
+            f"--kv_scale={chosen['kv_scale']}: a {chosen['kv_dtype']} cache stores numbers as they "
+            "are; use --kv_dtype=float8_e4m3fnuz"
+        )
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"--prompt names {', '.join(sorted(twice))} twice: one file would be lost")
 

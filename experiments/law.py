@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.align import compare, divergence, sites, trace
+from experiments.align import compare, divergence, trace
 from experiments.arithmetic import OracleArithmetic
 from experiments.opening import Opened
 from experiments.reference import Reference, needed_layers
@@ -143,10 +143,8 @@ def blamed(opened: Opened, engine: Engine, reference: Reference, broken: Kept) -
     for parts in broken.parts:
         got = _traced(opened, engine, reference, parts)
         captured = {site for _, site in got.rows_by_place}
-        declared = compare.Declared(
-            dims=opened.oracle.config.dimensions,
-            stores={site: engine.precision[site]["store"] for site in engine.sites},
-            fused=frozenset(sites.SITES) - captured,
+        declared = compare.Declared.of(
+            opened.oracle.config.dimensions, engine.precision, captured & set(engine.sites)
         )
         precision = engine.prefill_precision | engine.precision
         ops = OracleArithmetic(opened.oracle, declared.dims, precision).as_arithmetic()

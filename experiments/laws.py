@@ -6,7 +6,7 @@ from experiments import law
 from experiments.align import report
 from experiments.align.attestation import why_not_attested
 from experiments.align.patterns import ranges
-from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, Config
+from experiments.flags import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_ORACLE, Config, refuse
 from experiments.law import Kept, Law
 from experiments.opening import Opened, opened
 from experiments.outcome import Outcome
@@ -27,6 +27,7 @@ def run(
     further: Further | None = None,
 ) -> Outcome:
     """Asks the law of every prompt. `further` adds what else an experiment asks of it."""
+    refuse(config, ("kv_scale",), "the floor of the law is measured at scale 1")
     outcome = Outcome(name, config)
     with opened(config, clock) as both:
         with clock.stage("engine load"):

@@ -20,8 +20,7 @@ def probe(outcome: Outcome, opened: Opened, engine: Engine, reference: Reference
     steps, got = _stepped(engine, reference)
     dims = opened.oracle.config.dimensions
     ops = OracleArithmetic(opened.oracle, dims, engine.precision)
-    stores = {site: engine.precision[site]["store"] for site in HEAD}
-    declared = compare.Declared(dims=dims, stores=stores)
+    declared = compare.Declared.of(dims, engine.precision, HEAD)
     arithmetic = ops.as_arithmetic()
     judged = compare.judge_site(
         *(reference.trace, got, arithmetic, declared, sites.NO_LAYER, "logits")

@@ -11,7 +11,7 @@ from experiments.align import compare, divergence, name_map, report, sites, stor
 from experiments.align.errors import TraceError
 from experiments.align.stored_trace import Stored
 from experiments.align.verdict import Status
-from experiments.arithmetic import OracleArithmetic, spelt
+from experiments.arithmetic import OracleArithmetic, in_layer, spelt
 from experiments.explain import Explained, explain
 from experiments.flags import (
     EXIT_FAIL,
@@ -30,13 +30,14 @@ from experiments.reference import laws, reference_of_tokens
 from experiments.revision import commit
 from greta_jax.bounds import OpPrecision
 from greta_jax.errors import PrecisionError, TokenizerError
+from greta_jax.graph import KV_SITES
 from greta_jax.model import Oracle
 from greta_jax.precision import Policy, unit_roundoff
 
 ORACLE = "oracle"
 DEFAULTS = {"ref": ORACLE, "got": "", "map": "sites"}
 RUN_FLAGS = (
-    *("route", "device", "kv_dtype", "max_tokens", "inject_fault", "kv_invariants"),
+    *("route", "device", "kv_dtype", "kv_scale", "max_tokens", "inject_fault", "kv_invariants"),
     *("save_floors", "check_floors", "same_top1"),
 )
 Precision = Mapping[str, Mapping]
@@ -94,11 +95,16 @@ def _dtype(config: Config) -> str:
 def _read(folder: str, names: name_map.NameMap, oracle: Oracle) -> Stored:
     """Raises TraceError also for a precision that cannot be."""
     found = stored_trace.read(Path(folder), names, oracle.config.dimensions, oracle.model_sha256)
+    shape = oracle.config.layers, oracle.config.dimensions["K"]
     for site, declared in found.precision.items():
         try:
-            OpPrecision.of(dict(declared))
+            for layer in range(oracle.config.layers):
+                OpPrecision.of(in_layer(dict(declared), layer))
+            scaled = "scale_LK" in declared
+            if scaled and (site not in KV_SITES or np.shape(declared["scale_LK"]) != shape):
+                raise ValueError(f"scale_LK is of {' and '.join(KV_SITES)}, in the shape {shape}")
             unit_roundoff(declared["store"]), unit_roundoff(declared.get("accumulate", "float32"))
-        except (PrecisionError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (PrecisionError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise TraceError(f"{folder}: the precision declared of {site}: {error}") from error
     return found
 
@@ -190,11 +196,7 @@ def _verdicts(
         return ref_ops.floor(layer, site, read)["bound"]
 
     arithmetic = replace(ops.as_arithmetic(), inputs=inputs, closure=closure)
-    declared = compare.Declared(
-        dims=dims,
-        stores={site: str(got.precision[site]["store"]) for site in stored},
-        fused=frozenset(sites.SITES) - frozenset(stored),
-    )
+    declared = compare.Declared.of(dims, got.precision, stored)
     verdicts, total = [], len(sites.places(layers, chosen))
     with clock.counted("replays and bounds", got.folder.name) as progress:
         judged = compare.judge_all(sides.ref, got.trace, arithmetic, declared, layers, chosen)

@@ -4,10 +4,12 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 import hip_engine.engine as engines
 from experiments import inject
 from experiments.align import faults, records, sites
-from experiments.flags import Config, parse_layers
+from experiments.flags import Config, UsageError, parse_layers
 from experiments.progress import Clock
 from experiments.reference import Reference, make_reference, tokenise
 from experiments.revision import commit
@@ -57,12 +59,32 @@ class Opened:
 def open_engine(
     config: Config, fault: faults.Fault | None, device: Device, route, **options
 ) -> engines.Engine:
-    """The engine on a route, as flags and fault have it; `options` of Engine.open go before."""
+    """The engine on a route, as flags and fault have it; `options` of Engine.open go before.
+
+    Raises UsageError for scales of the cache that round, and as Engine.open.
+    """
     gemm = "valu" if config.prefill == "steps" else config.prefill
     options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm, **options}
+    if config.kv_scale:
+        options["kv_scale"] = _number_or_path(config.kv_scale)
     options |= fault.options if fault else {}
     options |= {"route": route, "source_patch": inject.kernel_patches(fault)}
-    return engines.Engine.open(config.model, device, **options)
+    engine = engines.Engine.open(config.model, device, **options)
+    scales_L2K = engine.kv_scales_L2K
+    if scales_L2K is not None and (np.frexp(scales_L2K)[0] != 0.5).any():
+        engine.close()
+        raise UsageError(
+            f"--kv_scale={config.kv_scale}: no bound is known for scales that round at every use; "
+            "give a power of two, or the file that calibrate_kv writes"
+        )
+    return engine
+
+
+def _number_or_path(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @contextlib.contextmanager

@@ -26,7 +26,9 @@ from experiments import flags
 from experiments.ablation import options
 
 MORE = options.FLAGS
-UNREAD = ("layers", "points", "prefill", "save_floors", "check_floors", "save_traces")
+UNREAD = (
+    *("layers", "points", "prefill", "kv_scale", "save_floors", "check_floors", "save_traces"),
+)
 ENGINE = ("route", "kv_dtype", "device", "inject_fault")
 
 

@@ -157,8 +157,7 @@ def judge(folder: Path, manifest: Mapping, oracle: Oracle) -> compare.SiteVerdic
         raise TraceError(f"{folder} is not whole: {lost[0]}")
     precisions = dict(sides["got"].precision), manifest["prefill_precision"]
     ops = OracleArithmetic(oracle, dims, *precisions, manifest["batched_tokens"])
-    stores = {site: declared["store"] for site, declared in precisions[0].items()}
-    declared = compare.Declared(dims=dims, stores=stores)
+    declared = compare.Declared.of(dims, precisions[0], precisions[0])
     pair = sides["ref"].trace, sides["got"].trace
     place = manifest["layer"], manifest["site"]
     return compare.judge_site(*pair, ops.as_arithmetic(), declared, *place)

@@ -120,11 +120,7 @@ def _align(
     dims = oracle.config.dimensions
     ops = OracleArithmetic(oracle, dims, engine.precision, engine.prefill_precision, batched)
     arithmetic = ops.as_arithmetic()
-    declared = compare.Declared(
-        dims=dims,
-        stores={site: engine.precision[site]["store"] for site in engine.sites},
-        fused=frozenset(sites.SITES) - frozenset(engine.sites),
-    )
+    declared = compare.Declared.of(dims, engine.precision, engine.sites)
     with clock.counted("replays and bounds", prompt) as progress:
         judged = compare.judge_all(
             reference.trace, got.trace, arithmetic, declared, alignment.layers, both.sites

@@ -110,7 +110,8 @@ def _run_one(
     _check_vacuity(outcome, name, by_layer)
     shadow = _with_shadow(got, by_layer)
     kind = KV_TYPES[both.config.kv_dtype]
-    of_valu = declared_precision(engine.config, routes.Route(engine.route.kernel, "valu"), kind)
+    valu, scales_L2K = routes.Route(engine.route.kernel, "valu"), engine.kv_scales_L2K
+    of_valu = declared_precision(engine.config, valu, kind, scales_L2K=scales_L2K)
     seen = []
     for layer in both.layers:
         pair = [
@@ -153,8 +154,7 @@ def _with_shadow(got: trace.Trace, by_layer: list[list[Pair]]) -> trace.Trace:
 
 def _judge(both: Opened, reference: Reference, side: trace.Trace, precision: dict, layer: int):
     ops = OracleArithmetic(both.oracle, both.oracle.config.dimensions, precision)
-    stores = {SITE: precision[SITE]["store"]}
-    declared = compare.Declared(dims=both.oracle.config.dimensions, stores=stores)
+    declared = compare.Declared.of(both.oracle.config.dimensions, precision, [SITE])
     arithmetic = ops.as_arithmetic()
     return compare.judge_site(reference.trace, side, arithmetic, declared, layer, SITE)
 

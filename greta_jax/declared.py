@@ -30,6 +30,8 @@ class OpPrecision:
     angle: dtype of the angles of a rotation, their frequencies made as powers or as repeated
     products (None: fp64, and only the table of cosines and sines is rounded).
     bits: name of an arithmetic that greta_jax.determined predicts to the last bit.
+    scale: of a cache, what each kv head's stored numbers are multiplied by: powers of two, which
+    round nowhere (None: 1).
     failure: None for the certain bound; else the probability, an element, that roundings that are
     independent and of mean zero exceed it (Higham and Mary 2019, theorem 2.4: sqrt(n) for n).
     """
@@ -44,6 +46,7 @@ class OpPrecision:
     angle: str | None = None
     bits: str | None = None
     failure: float | None = None
+    scale: tuple[float, ...] | None = None
 
     def __post_init__(self):
         if self.store not in STORES:
@@ -55,6 +58,11 @@ class OpPrecision:
                     "no bound follows the partial sums of order 'native', which XLA chooses",
                     remedy="declare sequential, pairwise, split:<C> or mfma:<kind>; or none",
                 )
+        if wrong := [s for s in self.scale or () if math.frexp(s)[0] != 0.5]:
+            raise PrecisionError(
+                f"no bound is known for scale {wrong[0]}, which rounds at every use",
+                remedy="use powers of two",
+            )
 
     @classmethod
     def of(cls, declared: "OpPrecision | dict[str, Any]") -> "OpPrecision":
@@ -128,7 +136,10 @@ class OpPrecision:
         return math.sqrt(2 * math.log(2 * roundings / self.failure))
 
     def stored(self, ref: np.ndarray, error: np.ndarray) -> np.ndarray:
-        """The error after the result is rounded to its storage; inf where it may overflow."""
+        """The error after the result is rounded to its storage; inf where it may overflow.
+
+        Of a scaled cache, ref is [..., K, H].
+        """
         size = np.abs(ref) + error
         if self.store == "int8":
             # Half a step of the scale; it, the quotient and the product round in the arithmetic.
@@ -141,8 +152,9 @@ class OpPrecision:
         least = info.smallest_normal if flushed else info.smallest_subnormal
         rounding = unit_roundoff(self.store) + unit_roundoff("float64")
         place = np.where(size > 0, np.ldexp(0.5, np.frexp(size)[1]), 0)
-        rounded = error + rounding * place + float(np.asarray(least, np.float64))
-        largest = float(info.max)
+        unit = 1.0 if self.scale is None else np.asarray(self.scale)[:, None]
+        rounded = error + rounding * place + unit * float(np.asarray(least, np.float64))
+        largest = unit * float(info.max)
         if self.store.startswith("float8"):
             return rounded + np.maximum(size - largest, 0)
         return np.where(size > largest, np.inf, rounded)

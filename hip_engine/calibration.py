@@ -1,4 +1,8 @@
-"""Scales of an fp8 cache from the largest K and V that given tokens lead to."""
+"""Scales of an fp8 cache from the largest K and V that given tokens lead to: powers of two.
+
+They cost nothing, since fp8 has an exponent of its own, and neither the division of what is stored
+nor the product with what was read rounds.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +20,8 @@ SITES = ("attn.k_rope", "attn.v")  # what the cache stores
 
 
 def calibrate(model_path: str | Path, device: Device, prompts: Sequence[Sequence[int]]) -> KvScales:
-    """Runs the prompts with an fp32 cache: a head's largest number becomes the largest of fp8.
-
-    In other text a larger one saturates.
+    """Runs the prompts with an fp32 cache: a head's largest number becomes at most the largest of
+    fp8, and more than half of it. In other text a larger one may saturate.
 
     Raises:
       ScalesRefused: there is no token to look at. EngineError: as Engine.open and prefill.
@@ -38,5 +41,7 @@ def calibrate(model_path: str | Path, device: Device, prompts: Sequence[Sequence
     finally:
         engine.close()
     # A head of zeros needs no scale.
-    scales_L2K = np.where(largest_L2K > 0, largest_L2K / np.float32(FP8_LARGEST), np.float32(1))
+    least_L2K = np.where(largest_L2K > 0, largest_L2K / np.float32(FP8_LARGEST), np.float32(1))
+    mantissa_L2K, exponent_L2K = np.frexp(least_L2K)
+    scales_L2K = np.ldexp(np.float32(1), exponent_L2K - (mantissa_L2K == 0.5))
     return KvScales(engine.model_sha256, sum(map(len, prompts)), scales_L2K)

@@ -36,6 +36,7 @@ class Engine:
       route, route_reason: the concrete route of decode, and why `auto` became it.
       precision: site -> {"store", "accumulate"} dtypes and more, as the kernels of decode are
         written; prefill_precision: of batched prefill.
+      kv_scales_L2K: of an fp8 cache, else None.
       sites: the sites that can be tapped.
     """
 
@@ -78,9 +79,14 @@ class Engine:
         config, kind = model.config, options.kv_type
         self.config, self.model_sha256 = config, model.sha256
         self.route, self.route_reason = route, reason
-        self.sites, self.precision = sites_of(route), declared_precision(config, route, kind)
-        self.prefill_precision = declared_precision(
-            config, Route("manual", route.matmul), kind, options.prefill_gemm
+        self.kv_scales_L2K = options.kv_scales(model) if kind.scaled else None
+        self.sites = sites_of(route)
+        self.precision, self.prefill_precision = (
+            declared_precision(config, chosen, kind, gemm, self.kv_scales_L2K)
+            for chosen, gemm in (
+                (route, "valu"),
+                (Route("manual", route.matmul), options.prefill_gemm),
+            )
         )
         self._launcher, self._device, self._options = launcher, launcher.device, options
         self._choice = _choose(route, launcher, model, options)
@@ -89,7 +95,6 @@ class Engine:
         self._prefill = replace(manual, gemm=options.prefill_gemm)
         self._code = StaticCode(launcher.code_object)
         self.code_object_sha256 = launcher.kernels[self._choice.symbol].code_object_sha256
-        scales = options.kv_scales(model) if kind.scaled else None
         layout = KvLayout(
             kind, options.max_context, options.sequences, options.page_slots, options.pages
         )
@@ -100,7 +105,9 @@ class Engine:
             self._device.write(self._buffers[name], np.ascontiguousarray(tensor.data))
             model.release_pages()
         owner = f"an engine of model {model.sha256[:12]}"
-        self._cache = KvCache(config, layout, self._device, self._buffers, scales, owner)
+        self._cache = KvCache(
+            config, layout, self._device, self._buffers, self.kv_scales_L2K, owner
+        )
         self._forward = Forward(
             *(model, launcher, self._cache, self._buffers, plan.max_chunks),
             read_offset_bytes=lambda layer: self.kv_layer_offset_bytes(layer),

@@ -1,5 +1,7 @@
 """What the kernels' arithmetic is, site by site, as the judge's bounds want it declared."""
 
+import numpy as np
+
 from hip_engine.config import ModelConfig
 from hip_engine.kv_types import KvType
 from hip_engine.launcher import UNIT, lanes_of_a_row
@@ -11,22 +13,31 @@ EXP_ULP = 1.1  # Exp of kernels/numeric.h, over all fp32 arguments
 RESCALES = 2
 NORM_WAVES = 4  # kNormWaves of kernels/rms_norm.hip
 
-Precision = dict[str, str | int | float]
+Precision = dict[str, str | int | float | list]
 
 
 def declared_precision(
-    config: ModelConfig, route: Route, kind: KvType, gemm: str = "valu"
+    config: ModelConfig,
+    route: Route,
+    kind: KvType,
+    gemm: str = "valu",
+    scales_L2K: np.ndarray | None = None,
 ) -> dict[str, Precision]:
     """site -> store and accumulate dtypes, and what narrows a bound below "any order in fp32".
 
     chain: additions that a term of a sum passes. operand: what factors are rounded to before they
     are multiplied. exp_ulp, rescales: of softmax and SwiGLU. bits: where the kernel's bits follow
-    from IEEE operations in an order with a name: once, fma_pairs, waves:<number>.
+    from IEEE operations in an order with a name: once, fma_pairs, waves:<number>. scale_LK: of a
+    scaled cache, unless all are 1.
     """
     precision: dict[str, Precision] = {
         site: {"store": "float32", "accumulate": "float32"} for site in sites_of(route)
     }
     precision["kv.k"]["store"] = precision["kv.v"]["store"] = kind.name
+    if scales_L2K is not None and (scales_L2K != 1).any():
+        precision["kv.k"]["scale_LK"], precision["kv.v"]["scale_LK"] = (
+            scales_L2K[:, which].tolist() for which in range(2)
+        )
     columns = dict.fromkeys(
         ("attn.q", "attn.k", "attn.v", "ffn.gate", "ffn.up", "logits"), config.D
     )

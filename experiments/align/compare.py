@@ -1,13 +1,14 @@
 """Judges every tensor of a trace against the oracle's, with both sides' arithmetic handed in."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from experiments.align import sites, split, trace, vacuity, verdict
 from experiments.align.errors import InputMissing
+from experiments.align.numbers import Storage
 from experiments.align.parts import RoundingModel, Rows, Tensors, measured
 from experiments.align.verdict import Judgement, Status
 
@@ -38,11 +39,33 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Declared:
-    """What the engine says of itself: the dtype stored at each site, and what it never stores."""
+    """What the engine says of itself: the dtype stored at each site, and what it never stores.
+
+    `scales_LK`: of the caches whose numbers are stored scaled, by site.
+    """
 
     dims: Mapping[str, int]
     stores: Mapping[str, str]
     fused: frozenset[str] = frozenset()
+    scales_LK: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, dims: Mapping[str, int], precision: Mapping[str, Mapping], stored: Iterable[str]
+    ) -> "Declared":
+        """From what is declared of each site; those that are not `stored` are fused."""
+        stored = frozenset(stored)
+        return cls(
+            dims,
+            {site: str(precision[site]["store"]) for site in stored},
+            frozenset(sites.SITES) - stored,
+            {s: precision[s]["scale_LK"] for s in stored if "scale_LK" in precision[s]},
+        )
+
+    def storage(self, layer: int, site: str) -> Storage:
+        if site not in self.scales_LK:
+            return Storage(self.stores[site])
+        return Storage(self.stores[site], np.asarray(self.scales_LK[site][layer])[:, None])
 
 
 @dataclass(frozen=True)
@@ -130,7 +153,7 @@ def judge_site(
         trace.require_equal(*pair)
     sides = ref.rows(layer, site), got.rows(layer, site)
     tensors = Tensors(*sides, **_computed(arithmetic, layer, site, read_ref, read_got))
-    shape_at, stored = partial(sites.row_shape, site, declared.dims), declared.stores[site]
+    shape_at, stored = partial(sites.row_shape, site, declared.dims), declared.storage(layer, site)
     judgements, ratios = [], []
     for tokens, numbers in measured(tensors, site, shape_at, stored):
         of_these = keys[0][tokens.start : tokens.stop]
@@ -140,7 +163,7 @@ def judge_site(
                 judgements.append(verdict.wrong_shape(key, shape_at(at), *pair))
                 ratios.append(np.full(shape_at(at), np.inf))
             continue
-        dtypes = stored, sides[1][tokens.start].dtype
+        dtypes = stored.dtype, sides[1][tokens.start].dtype
         judgements += verdict.judge(of_these, numbers, dtypes, partial(_finite, read_got))
         ratios += [_of_new_slots(site, ratio) for ratio in numbers.ratios]
     found = SiteVerdict(layer, site, tuple(judgements), tuple(ratios))

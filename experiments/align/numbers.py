@@ -20,10 +20,18 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """A dtype, and what its numbers are multiplied by: in a cache a power of two a kv head, K1."""
+
+    dtype: str
+    scale: np.ndarray | float = 1.0
+
+
+@dataclass(frozen=True)
 class Case:
     """Tensors of one shape, of some tokens of one site: plain arrays, tokens first.
 
-    `stored` is the dtype the engine declares to store there; `floor` bounds |got - op64(in_got)| at
+    `stored` is what the engine declares to store there; `floor` bounds |got - op64(in_got)| at
     the engine's declared precision, `closure_bound` |op64(in_ref) - ref| at the oracle's own.
     `corners` are the op at every mixture of both sides' inputs, if it has several. `declared` is
     the op in the precision that the engine declares, `bits` its result to the last bit, if
@@ -36,7 +44,7 @@ class Case:
     op64_got: np.ndarray
     floor: floors.Floor
     closure_bound: np.ndarray
-    stored: str
+    stored: Storage
     corners: Mapping[Corner, np.ndarray] = field(default_factory=dict)
     declared: Ablation | None = None
     bits: np.ndarray | None = None
@@ -134,10 +142,11 @@ def _ablated(case: Case, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ablation, floors.ratio(ablation, bound if own_bound is None else own_bound)
 
 
-def holds_only(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Whether every value is one of `dtype`, whatever wider type it is handed over in."""
+def holds_only(array: np.ndarray, stored: Storage) -> np.ndarray:
+    """Whether every value is one that is stored, whatever wider type it is handed over in."""
     with np.errstate(over="ignore"):
-        back = array.astype(dtype).astype(array.dtype)
+        array = array / np.asarray(stored.scale, array.dtype)
+        back = array.astype(stored.dtype).astype(array.dtype)
     return _rows((back == array) | (np.isnan(back) & np.isnan(array))).all(axis=1)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from experiments.align import floors, numbers, sites, slabs
-from experiments.align.numbers import Ablation, Case, Numbers
+from experiments.align.numbers import Ablation, Case, Numbers, Storage
 from experiments.align.slabs import GrowingSlabs
 from experiments.align.split import Corner
 
@@ -42,7 +42,7 @@ class Tensors:
     declared: RoundingModel | None
     bits: Rows | None
 
-    def case(self, take: Callable[[Rows], np.ndarray], stored: str) -> Case:
+    def case(self, take: Callable[[Rows], np.ndarray], stored: Storage) -> Case:
         """Some tokens: `take` makes one array of theirs."""
         declared = None
         if self.declared is not None:
@@ -70,7 +70,7 @@ class Tensors:
 
 
 def measured(
-    tensors: Tensors, site: str, shape_at: Callable[[int], tuple[int, ...]], stored: str
+    tensors: Tensors, site: str, shape_at: Callable[[int], tuple[int, ...]], stored: Storage
 ) -> Iterator[tuple[range, Numbers | None]]:
     """Every token once, in order, with its numbers; None for one of a shape that is not its own."""
     if all(isinstance(rows, GrowingSlabs) for rows in tensors.computed()):
@@ -94,7 +94,7 @@ def _alike(tensors: Tensors, site: str) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _of_slabs(tensors: Tensors, stored: str) -> Iterator[tuple[range, Numbers]]:
+def _of_slabs(tensors: Tensors, stored: Storage) -> Iterator[tuple[range, Numbers]]:
     for run in _growth(tensors.ref, tensors.got, stored):
         tokens = range(run.start, run.start + 1)
         found = numbers.measure(tensors.case(partial(_stacked, tokens=tokens), stored))
@@ -107,7 +107,7 @@ def _of_slabs(tensors: Tensors, stored: str) -> Iterator[tuple[range, Numbers]]:
             yield tokens, found
 
 
-def _growth(ref: Rows, got: Rows, stored: str) -> Iterator[range]:
+def _growth(ref: Rows, got: Rows, stored: Storage) -> Iterator[range]:
     """Runs of tokens: each slab but the first kept the one before, in which all was sound."""
     start = 0
     for token in range(1, len(ref)):

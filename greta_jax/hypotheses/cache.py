@@ -33,6 +33,20 @@ def stored_at_half(q: Question):
     return _cached(q, 0.5 * np.asarray(q.inputs[INPUTS[q.site][0]], np.float64))
 
 
+def stored_at_another_scale(q: Question):
+    """L5: the numbers of a head times a power of two: its scale is left out, or is another's."""
+    if q.got is None or not np.isfinite(q.got).all():
+        return None
+    largest_K = np.abs(q.got).max(axis=(0, 2)), np.abs(q.right()).max(axis=(0, 2))
+    if not all(largest.all() for largest in largest_K):
+        return None
+    factor_K = np.exp2(np.rint(np.log2(largest_K[0] / largest_K[1])))
+    if set(factor_K) <= {0.5, 1.0}:  # or it is stored_at_half
+        return None
+    tensor_TKH = np.asarray(q.inputs[INPUTS[q.site][0]], np.float64)
+    return _cached(q, factor_K[:, None] * tensor_TKH)
+
+
 def kv_heads_stored_reversed(q: Question):
     """Head K - 1 - k is stored for k."""
     answer = np.asarray(q.ask())
@@ -82,6 +96,7 @@ CACHED = named(
     slot_of_the_token_before,
     cached_for_each_other,
     stored_at_half,
+    stored_at_another_scale,
     kv_heads_stored_reversed,
     head_stride_short_by_a_slot,
     *map(_stale_page, PAGES),

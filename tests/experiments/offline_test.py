@@ -261,6 +261,10 @@ def test_localize_asks_for_a_reference(tiny_path, both, tmp_path, capsys):
         ({"attn.q": {"accumulate": "float32"}}, "the precision declared of attn.q"),
         ({"attn.q": {"store": "float32", "speed": 1}}, "unknown precision keys"),
         ({"attn.q": 3}, "the precision declared of attn.q"),
+        ({"kv.k": {"store": "float32", "scale_LK": [[1.0]]}}, "the precision declared of kv.k"),
+        ({"kv.k": {"store": "float32", "scale_LK": [[1, 1]] * 9}}, "scale_LK is of kv.k and kv.v"),
+        ({"attn.q": {"store": "float32", "scale_LK": [[1, 1]] * 9}}, "of kv.k and kv.v"),
+        ({"kv.k": {"store": "float32", "scale_LK": [[3, 1]] * 9}}, "use powers of two"),
     ],
 )
 def test_a_precision_that_cannot_be_is_refused(tiny_path, both, tmp_path, capsys, precision, words):

@@ -137,6 +137,27 @@ def test_fp16_storage_of_the_cache_is_covered(oracle):
     assert np.all(error <= limit) and (error / limit).max() > 0.5
 
 
+def test_a_scaled_fp8_cache_is_covered_to_its_subnormals_and_beyond_its_largest(oracle):
+    inputs = cases(oracle, "kv.k", np.random.default_rng(3), 1.0)
+    scale = 2.0 ** np.arange(-6, oracle.config.kv_heads - 6)
+    x = inputs["attn.k_rope"] * 2.0 ** np.random.default_rng(5).integers(-12, 12, (T, 1, 1))
+    largest = 240.0
+    held = np.clip(x / scale[:, None], -largest, largest).astype("float8_e4m3fnuz")
+    error = np.abs(held.astype(np.float64) * scale[:, None] - x)
+    declared = {"store": "float8_e4m3fnuz", "scale": tuple(scale)}
+    limit = bound(oracle, "kv.k", 0, {"attn.k_rope": x}, declared)
+    assert np.all(error <= limit) and (error / limit).max() > 0.5
+    assert (np.abs(x) > largest * scale[:, None]).any() and (held == 0).any()
+    other = bound(oracle, "kv.k", 0, {"attn.k_rope": x}, declared | {"scale": None})
+    assert np.any(error > other), "a scale that is not declared is seen"
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.0, -2.0, float("nan"), float("inf")])
+def test_a_scale_that_rounds_has_no_bound(scale):
+    with pytest.raises(PrecisionError, match="use powers of two"):
+        OpPrecision(store="float8_e4m3fnuz", scale=(1.0, scale))
+
+
 def test_rounding_probabilities_and_operands_is_covered_when_declared(oracle):
     """Attention with f16 operands, as a matrix core takes them, in numpy."""
     inputs = cases(oracle, "attn.out", np.random.default_rng(4), 1.0)

@@ -39,6 +39,7 @@ NEEDS_MORE = {
     *("rows_of_other_tokens", "splits_of_256_merged_without_rescale", "read_a_page_of_256_early"),
     *("pages_of_256_all_on_the_first", "pages_of_64_all_on_the_first", "weight_of_the_next_layer"),
     *("rows_of_the_product_permuted", "maximum_not_subtracted", "scores_in_fp16_before_the_scale"),
+    "stored_at_another_scale",
 }
 """Asked of what an engine computed, or of more tokens than these: see the tests below."""
 
@@ -165,6 +166,17 @@ def test_one_factor_a_head_is_read_where_nothing_else_holds(captured):
     got = right * (1 + np.arange(right.shape[1]))[:, None]
     answer = counterfactuals(oracle, site, layer, inputs, got=got, table=FALLBACKS)
     np.testing.assert_allclose(answer["scaled_by_a_constant"], got, rtol=1e-12)
+
+
+def test_a_power_of_two_a_head_is_read_from_the_cache(captured):
+    oracle, site, layer, inputs, _ = question(captured, "kv.k", "chunk")
+    right = np.asarray(replay(oracle, site, layer, inputs))
+    factor = np.exp2(-np.arange(right.shape[1]) - 2.0)[:, None]
+    answer = counterfactuals(oracle, site, layer, inputs, got=right * factor)
+    np.testing.assert_array_equal(answer["stored_at_another_scale"], right * factor)
+    for got in (right, 0.5 * right, np.zeros_like(right)):
+        answer = counterfactuals(oracle, site, layer, inputs, got=got)
+        assert "stored_at_another_scale" not in answer
 
 
 def test_attention_without_the_newest_key_is_the_softmax_of_the_others(captured):

@@ -41,7 +41,7 @@ def cached(path, device, scale):
         yield np.array(computed), np.array(kept), scales_L2K[:, which, None, :, None]
 
 
-def test_the_largest_number_of_every_head_becomes_the_largest_of_fp8(
+def test_the_largest_number_of_every_head_comes_to_lie_in_the_last_octave_of_fp8(
     quantised_path, device, calibrated
 ):
     assert calibrated.tokens == 7
@@ -54,8 +54,10 @@ def test_the_largest_number_of_every_head_becomes_the_largest_of_fp8(
             slab_SKH = engine._cache.live_slab("kv"[which], layer, 0, len(prompt))
             largest[layer, which] = np.maximum(largest[layer, which], np.abs(slab_SKH).max((0, 2)))
     engine.close()
-    np.testing.assert_array_equal(calibrated.scales_L2K, largest / np.float32(FP8_LARGEST))
-    assert len(np.unique(calibrated.scales_L2K)) == calibrated.scales_L2K.size
+    stored = largest / calibrated.scales_L2K
+    assert (stored <= FP8_LARGEST).all() and (stored > FP8_LARGEST / 2).all()
+    assert (np.frexp(calibrated.scales_L2K)[0] == 0.5).all(), "powers of two round nowhere"
+    assert len(np.unique(calibrated.scales_L2K)) > 1
 
 
 def test_calibrated_scales_round_and_do_not_saturate(quantised_path, device, path):

@@ -215,6 +215,13 @@ ATTENTION = (
         options={"kv_dtype": "float8_e4m3fnuz"},
     ),
     Fault(
+        "fp8_stored_without_its_scale",
+        patches=patch("kv_view.h", "x = x / scale;", "x = x + 0.0f * scale;"),
+        found_at=(0, "kv.k"),
+        named="stored_at_another_scale",
+        options={"kv_dtype": "float8_e4m3fnuz", "kv_scale": 0.25},
+    ),
+    Fault(
         "fp8_scale_never_multiplied_back",
         "L5",
         patch("attention.h", "= out * v_scale;", "= out + 0.0f * v_scale;"),

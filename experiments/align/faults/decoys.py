@@ -70,6 +70,7 @@ DECOYS = (
     ),
     Fault("scores_of_thousands", queries=1024.0),
     Fault("cache_of_fp8_declared", options={"kv_dtype": "float8_e4m3fnuz"}),
+    Fault("cache_of_scaled_fp8", options={"kv_dtype": "float8_e4m3fnuz", "kv_scale": 2.0**-5}),
     Fault("prefill_batched", options={"max_rows": 16}, run={"prefill": "valu"}),
     Fault("prefill_on_matrix_cores", run={"prompt": ("p7_tiles",), "prefill": "mfma"}),
     Fault(
