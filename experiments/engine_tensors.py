@@ -6,8 +6,8 @@ import numpy as np
 
 from experiments import inject
 from experiments.align import faults, sites
+from experiments.engines import open_engine
 from experiments.flags import Config
-from experiments.opening import open_engine
 from hip_engine.device import open_device
 from hip_engine.taps import Taps
 

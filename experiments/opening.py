@@ -4,12 +4,10 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-import hip_engine.engine as engines
 from experiments import inject
 from experiments.align import faults, records, sites
-from experiments.flags import Config, UsageError, parse_layers
+from experiments.engines import open_engine
+from experiments.flags import Config, parse_layers
 from experiments.progress import Clock
 from experiments.reference import Reference, make_reference, tokenise
 from experiments.revision import commit
@@ -17,6 +15,7 @@ from greta_jax.model import Oracle
 from greta_jax.precision import Policy
 from hip_engine import kernels, routes, taps
 from hip_engine.device import Device, open_device
+from hip_engine.engine import Engine
 from hip_engine.gfx942 import jit
 from hip_engine.kv_types import KV_TYPES
 
@@ -34,7 +33,7 @@ class Opened:
     layers: tuple[int, ...]
     sites: tuple[str, ...]
 
-    def engine(self, route=None, device: Device | None = None, **options) -> engines.Engine:
+    def engine(self, route=None, device: Device | None = None, **options) -> Engine:
         """The engine as the flags ask for it, with a fault's kernels and options."""
         route = route or self.config.route
         return open_engine(self.config, self.fault, device or self.device, route, **options)
@@ -45,7 +44,7 @@ class Opened:
         how = self.config.max_tokens, self.layers, kept
         return make_reference(self.oracle, prompt, *how)
 
-    def facts(self, engine: engines.Engine) -> dict:
+    def facts(self, engine: Engine) -> dict:
         return {
             "model_sha256": self.oracle.model_sha256,
             "commit": commit(),
@@ -54,37 +53,6 @@ class Opened:
             "route_resolved": str(engine.route),
             "injected_fault": self.config.inject_fault,
         }
-
-
-def open_engine(
-    config: Config, fault: faults.Fault | None, device: Device, route, **options
-) -> engines.Engine:
-    """The engine on a route, as flags and fault have it; `options` of Engine.open go before.
-
-    Raises UsageError for scales of the cache that round, and as Engine.open.
-    """
-    gemm = "valu" if config.prefill == "steps" else config.prefill
-    options = {"kv_dtype": config.kv_dtype, "prefill_gemm": gemm, **options}
-    if config.kv_scale:
-        options["kv_scale"] = _number_or_path(config.kv_scale)
-    options |= fault.options if fault else {}
-    options |= {"route": route, "source_patch": inject.kernel_patches(fault)}
-    engine = engines.Engine.open(config.model, device, **options)
-    scales_L2K = engine.kv_scales_L2K
-    if scales_L2K is not None and (np.frexp(scales_L2K)[0] != 0.5).any():
-        engine.close()
-        raise UsageError(
-            f"--kv_scale={config.kv_scale}: no bound is known for scales that round at every use; "
-            "give a power of two, or the file that calibrate_kv writes"
-        )
-    return engine
-
-
-def _number_or_path(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 @contextlib.contextmanager

@@ -7,59 +7,23 @@ this one captures and judges; on a GPU, too, a capture bears no second stream of
 import contextlib
 import itertools
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 
-from experiments import inject, opening
+from experiments import other_routes
 from experiments.align import faults
 from experiments.align.report import RouteResult
 from experiments.alignment import PromptResult, not_attested
 from experiments.flags import Config
+from experiments.other_routes import Answers, Prompt, RouteRun
 from experiments.reference import Reference
 from hip_engine import routes
-from hip_engine.attestation import Attestation
-from hip_engine.device import open_device
 from hip_engine.engine import Engine
 from hip_engine.errors import DeviceFault, EngineError, RouteNotBuilt
 from hip_engine.kv_types import KV_TYPES
 
 
-@dataclass(frozen=True)
-class RouteRun:
-    """The two top-1 tokens of one prompt on one route, and what decode and prefill executed."""
-
-    prefill_last_top1: int
-    decode0_top1: int
-    attestation: Attestation
-    prefill: Attestation
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a route is fed: the prompt, and the oracle's token after it."""
-
-    name: str
-    prompt_ids: tuple[int, ...]
-    next_id: int
-
-
 class ProcessDied(Exception):
     """The process of the other routes ended before it answered."""
-
-
-Answers = dict[tuple[routes.Route, str], RouteRun | EngineError]
-"""By route and prompt."""
-
-
-def run_route(engine: Engine, prompt: Prompt) -> RouteRun:
-    """The prompt in one prefill, then a decode step on the oracle's token; no taps."""
-    engine.reset()
-    prefill_last = engine.prefill(prompt.prompt_ids)[-1]
-    decode0 = engine.step(prompt.next_id)
-    attestations = engine.attest(), engine.attest("prefill")
-    return RouteRun(prefill_last.top1, decode0.top1, *attestations)
 
 
 def all_routes(engine: Engine, kv_dtype: str) -> Iterator[tuple[str, routes.Route | None, str]]:
@@ -90,8 +54,8 @@ def others_beside(
     ]
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
-    name = fault.name if fault else None
-    process = spawn.Process(target=_answer, args=(theirs, config, name, chosen, prompts))
+    asked = theirs, config, fault.name if fault else None, chosen, prompts
+    process = spawn.Process(target=other_routes.answer, args=asked)
 
     def answers() -> Answers:
         try:
@@ -108,34 +72,6 @@ def others_beside(
         process.kill()
         process.join()
         ours.close()
-
-
-def _answer(
-    answers: Connection,
-    config: Config,
-    fault_name: str | None,
-    chosen: list[routes.Route],
-    prompts: list[Prompt],
-) -> None:
-    """In the process beside. A route that is refused or faults is an answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's to handle.
-    fault = faults.find(fault_name) if fault_name else None
-    found: Answers = {}
-    with inject.host_patch(fault):
-        device = open_device(config.device)
-        for route in chosen:
-            try:
-                engine = opening.open_engine(config, fault, device, route)
-            except EngineError as refusal:
-                found |= {(route, prompt.name): refusal for prompt in prompts}
-                continue
-            for prompt in prompts:
-                try:
-                    found[route, prompt.name] = run_route(engine, prompt)
-                except EngineError as error:
-                    found[route, prompt.name] = error
-            engine.close()
-    answers.send(found)
 
 
 def rows(
