@@ -26,13 +26,15 @@ def page(run: RunFile) -> Page:
         for p in run.prompts
         if p.get("records")
     }
-    sections = list(_divergences(run, events))
+    sections: list[Section] = []
     for prompt, found in loaded.items():
         repeat = for_prompt(run.command, prompt)
         sections += error_sections.sections(prompt, found, repeat, prompts=len(loaded))
     sections += judge_sections.sections(events, run.command)
     sections += _tables(run)
     sections += evidence_sections.sections(run, loaded, events)
+    order = [*loaded, *events]
+    sections.sort(key=lambda s: order.index(s.about) if s.about else len(order))
     details = {prompt: payload(found, len(loaded)) for prompt, found in loaded.items()}
     return Page(
         title=run.experiment,
@@ -40,7 +42,7 @@ def page(run: RunFile) -> Page:
         tone=tone(run.exit_code),
         sentences=_sentences(run, events),
         facts=_facts(run),
-        sections=sections,
+        sections=[*_divergences(run, events), *sections],
         command=run.command,
         details=details,
     )

@@ -8,7 +8,7 @@ from experiments.align import sites
 from experiments.report import figures
 from experiments.report.detail import binned_max, bins, columns, label, layer_name
 from experiments.report.maps import STATUSES, Maps
-from experiments.report.page import Figure, Section, Table, number
+from experiments.report.page import Figure, Section, Table, about, number
 
 COLUMNS = 48
 """Positions drawn side by side; more are put together, the largest error showing."""
@@ -17,15 +17,15 @@ FUSED = STATUSES.index("fused")
 
 
 def sections(prompt: str, maps: Maps, command: str, prompts: int) -> list[Section]:
-    """All sections of one of `prompts` prompts; if there are more, its name is in their titles."""
-    suffix = f", {prompt}" if prompts > 1 else ""
+    """All sections of one of `prompts` prompts; if there are more, they are about it."""
     runs = bins(maps.statuses_PT.shape[1], columns(COLUMNS, prompts))
-    return [
-        *_layer_by_site(prompt, suffix, maps, command),
-        *_layer_by_token(prompt, suffix, maps, command, runs),
-        *_waterfall(prompt, suffix, maps, command),
-        *_along_the_dataflow(prompt, suffix, maps, command),
+    found = [
+        *_layer_by_site(prompt, maps, command),
+        *_layer_by_token(prompt, maps, command, runs),
+        *_waterfall(prompt, maps, command),
+        *_along_the_dataflow(prompt, maps, command),
     ]
+    return about(prompt if prompts > 1 else "", found)
 
 
 def _finite(value: float) -> float | None:
@@ -50,7 +50,7 @@ def _over_tokens(array_PT: np.ndarray) -> np.ndarray:
     return np.where(np.isneginf(lowest), np.nan, lowest)
 
 
-def _layer_by_site(prompt: str, suffix: str, maps: Maps, command: str) -> Iterator[Section]:
+def _layer_by_site(prompt: str, maps: Maps, command: str) -> Iterator[Section]:
     local_PT, inherited_PT = maps.numbers["local_over_floor"], maps.propagated_over_floor
     local_P, inherited_P = _over_tokens(local_PT), _over_tokens(inherited_PT)
     values = [
@@ -72,7 +72,7 @@ def _layer_by_site(prompt: str, suffix: str, maps: Maps, command: str) -> Iterat
         for layer in layer_order
     ]
     yield Section(
-        f"Errors by layer and site{suffix}",
+        "Errors by layer and site",
         f"{_worst_sentence(maps)} Local error is what an operation adds on the inputs it really "
         "had; propagated error came in through them. Choose a cell to see its heads and positions.",
         Figure(
@@ -107,7 +107,7 @@ def _worst_sentence(maps: Maps) -> str:
 
 
 def _layer_by_token(
-    prompt: str, suffix: str, maps: Maps, command: str, runs: Sequence[range]
+    prompt: str, maps: Maps, command: str, runs: Sequence[range]
 ) -> Iterator[Section]:
     tokens = maps.statuses_PT.shape[1]
     local_PB = binned_max(maps.numbers["local_over_floor"], runs)
@@ -135,7 +135,7 @@ def _layer_by_token(
     rows = [(n, *(_cell(found[n, position]) for position in positions)) for n in layer_order]
     together = " Neighbouring positions are put together." if len(runs) < tokens else ""
     yield Section(
-        f"Errors by layer and token{suffix}",
+        "Errors by layer and token",
         "The worst site of each layer at each position. A fault of position, tile or window shows "
         f"as columns, a fault of one layer as a row.{together} Choose a cell to see its sites.",
         Figure(
@@ -151,7 +151,7 @@ def _layer_by_token(
     )
 
 
-def _waterfall(prompt: str, suffix: str, maps: Maps, command: str) -> Iterator[Section]:
+def _waterfall(prompt: str, maps: Maps, command: str) -> Iterator[Section]:
     """The mean error of the residual stream, block by block, as a sum that closes."""
     index = {place: p for p, place in enumerate(maps.places)}
     stream = [(sites.NO_LAYER, "embed")]
@@ -186,7 +186,7 @@ def _waterfall(prompt: str, suffix: str, maps: Maps, command: str) -> Iterator[S
     columns = ("step", "added", "to", "local", "propagated", "floor")
     most = max(steps[:-1], key=lambda step: step["added"])
     yield Section(
-        f"Budget of the residual stream{suffix}",
+        "Budget of the residual stream",
         f"How the mean error of the residual stream adds up, block by block: {number(before)} at "
         f"the end. The largest step is {most['step']}, {number(most['added'])}.",
         Figure(
@@ -209,7 +209,7 @@ def _judged(array_PT: np.ndarray) -> np.ndarray:
     return np.where(empty[:, None], np.inf, array_PT)
 
 
-def _along_the_dataflow(prompt: str, suffix: str, maps: Maps, command: str) -> Iterator[Section]:
+def _along_the_dataflow(prompt: str, maps: Maps, command: str) -> Iterator[Section]:
     """Total, local, propagated and floor of every site, the largest over tokens and layers."""
     site_order, _ = _orders(maps)
     names = {
@@ -234,7 +234,7 @@ def _along_the_dataflow(prompt: str, suffix: str, maps: Maps, command: str) -> I
         values, ("site", site_order), {name: name for name in names}, ("", "largest |error|")
     )
     yield Section(
-        f"Local and propagated along the dataflow{suffix}",
+        "Local and propagated along the dataflow",
         "Total = local + propagated, element by element; shown are the largest of each over all "
         "judged layers and tokens. Where local stays under the floor, rounding explains it.",
         Figure(

@@ -8,7 +8,7 @@ from experiments.align.invariants import TOUCHED
 from experiments.report import figures
 from experiments.report.detail import bins, columns, label
 from experiments.report.maps import Maps
-from experiments.report.page import Figure, Section, Table
+from experiments.report.page import Figure, Section, Table, about
 from experiments.report.run_file import RunFile
 
 SLOT_TONES = {
@@ -32,7 +32,8 @@ def sections(
     """Cache, routes, attestation and time, each only if the run recorded it."""
     found = []
     for prompt, maps in maps_by_prompt.items():
-        found += _cache(prompt, maps, run, events, prompts=len(maps_by_prompt))
+        of_prompt = _cache(prompt, maps, run, events, prompts=len(maps_by_prompt))
+        found += about(prompt if len(maps_by_prompt) > 1 else "", of_prompt)
     return [*found, *_routes(run), *_attestation(run, events), *_time(run)]
 
 
@@ -84,7 +85,7 @@ def _cache(prompt: str, maps: Maps, run: RunFile, events: dict, prompts: int) ->
     ]
     titles = ("layer", "position", "layer stride", "K write", "K read", "V write", "V read")
     yield Section(
-        "KV page map" + (f", {prompt}" if prompts > 1 else ""),
+        "KV page map",
         f"What decode step {maps.kv_position} did to each slot of the cache, by the addresses that "
         f"its kernels really touched. {words}",
         Figure(f"kv_{slug}", spec, f"Map of {layers} layers by {shown} slots of the KV cache."),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from experiments.align import sites
 from experiments.report import figures
 from experiments.report.detail import layer_name
-from experiments.report.page import Figure, Section, Table, number
+from experiments.report.page import Figure, Section, Table, about, number
 
 SHOWN = 24
 """Contributions drawn; the table has those that make up the rest as one."""
@@ -15,16 +15,18 @@ def sections(events: Mapping[str, list[dict]], command: str) -> list[Section]:
     """Of every prompt, each only if the run recorded it."""
     found: list[Section] = []
     for prompt, records in events.items():
-        suffix = f", {prompt}" if len(events) > 1 else ""
         summary = next((r for r in records if r["event"] == "summary"), {})
-        found += _cache_faults(suffix, summary, command)
-        found += _next_tokens(prompt, suffix, summary.get("next_tokens") or {}, command)
-        found += _inherited(suffix, records, command)
-        found += _floors(suffix, records, summary, command)
+        of_prompt = [
+            *_cache_faults(summary, command),
+            *_next_tokens(prompt, summary.get("next_tokens") or {}, command),
+            *_inherited(records, command),
+            *_floors(records, summary, command),
+        ]
+        found += about(prompt if len(events) > 1 else "", of_prompt)
     return [*found, *_coverage(events, command)]
 
 
-def _cache_faults(suffix: str, summary: Mapping, command: str) -> Iterator[Section]:
+def _cache_faults(summary: Mapping, command: str) -> Iterator[Section]:
     faults = summary.get("cache_faults") or []
     if not faults:
         return
@@ -32,7 +34,7 @@ def _cache_faults(suffix: str, summary: Mapping, command: str) -> Iterator[Secti
     rows = [tuple(fault[name] for name in (*names, "witness")) for fault in faults]
     first = faults[0]
     yield Section(
-        f"Faults of the cache{suffix}",
+        "Faults of the cache",
         f"{len(faults)} by kind, cache and layer; the earliest: {first['cache'].upper()} of layer "
         f"{first['layer']}, slot {first['slot']}, {first['kind']} in step {first['step']}.",
         table=Table((*names, "witness"), rows),
@@ -41,7 +43,7 @@ def _cache_faults(suffix: str, summary: Mapping, command: str) -> Iterator[Secti
     )
 
 
-def _next_tokens(prompt: str, suffix: str, found: Mapping, command: str) -> Iterator[Section]:
+def _next_tokens(prompt: str, found: Mapping, command: str) -> Iterator[Section]:
     if not found:
         return
     kl_T = [_number(value) for value in found["kl_by_token"]]
@@ -68,7 +70,7 @@ def _next_tokens(prompt: str, suffix: str, found: Mapping, command: str) -> Iter
     axis = ("position", positions), {"KL": "propagated"}, ("position", "nats")
     slug = "".join(c if c.isalnum() else "_" for c in prompt)[-40:]
     yield Section(
-        f"Next tokens{suffix}",
+        "Next tokens",
         f"KL of the oracle's next token to the engine's: {number(_number(found['kl_mean']))} ± "
         f"{number(error)} nats a token, at most {number(_number(found['kl_max']))} at position "
         f"{found['kl_max_position']}. Same top-1 at {found['same_top1']} of {len(kl_T)} positions. "
@@ -78,10 +80,10 @@ def _next_tokens(prompt: str, suffix: str, found: Mapping, command: str) -> Iter
         command,
     )
     for attribution in found["attributions"]:
-        yield _attribution(slug, suffix, attribution, command)
+        yield _attribution(slug, attribution, command)
 
 
-def _attribution(slug: str, suffix: str, found: Mapping, command: str) -> Section:
+def _attribution(slug: str, found: Mapping, command: str) -> Section:
     largest = found["contributions"][:SHOWN]
     rows = [(_where(c), _number(c["margin"])) for c in largest]
     if rest := found["contributions"][SHOWN:]:
@@ -94,7 +96,7 @@ def _attribution(slug: str, suffix: str, found: Mapping, command: str) -> Sectio
     may = f" Rounding may move it by {number(floor)}." if floor is not None else ""
     spec = figures.dots(values, "op", "margin", "|change of the margin|", None)
     return Section(
-        f"A margin taken apart, position {found['position']}{suffix}",
+        f"A margin taken apart, position {found['position']}",
         f"The oracle holds token {first} over {second} by {number(found['margin'])}; the engine "
         f"moved that by {number(_number(found['change']))}, and every op's own error, times the "
         f"gradient of the margin at its site, makes {number(total)}.{may}",
@@ -116,7 +118,7 @@ def _number(value: object) -> float | None:
     return None if value is None else float(value)
 
 
-def _inherited(suffix: str, records: list[dict], command: str) -> Iterator[Section]:
+def _inherited(records: list[dict], command: str) -> Iterator[Section]:
     """One row a layer, of attention alone; the records have every op of several inputs."""
     found = [r for r in records if r["event"] == "site_verify" and r["site"] == "attn.out"]
     found = [r for r in found if r.get("through_max_all")]
@@ -129,7 +131,7 @@ def _inherited(suffix: str, records: list[dict], command: str) -> Iterator[Secti
         for r in found
     ]
     yield Section(
-        f"What attn.out inherited, by input{suffix}",
+        "What attn.out inherited, by input",
         "The propagated error divided among q, K and V: what switching an input to the engine's "
         "adds, averaged over all orders of switching, the largest over elements and tokens. Shares "
         "of one element add up to what it inherited.",
@@ -138,7 +140,7 @@ def _inherited(suffix: str, records: list[dict], command: str) -> Iterator[Secti
     )
 
 
-def _floors(suffix: str, records: list[dict], summary: Mapping, command: str) -> Iterator[Section]:
+def _floors(records: list[dict], summary: Mapping, command: str) -> Iterator[Section]:
     seen: dict[str, float | None] = {}
     for r in records:
         if r["event"] == "site_verify":
@@ -154,7 +156,7 @@ def _floors(suffix: str, records: list[dict], summary: Mapping, command: str) ->
     if not rows:
         return
     yield Section(
-        f"Floors and what would have been seen{suffix}",
+        "Floors and what would have been seen",
         "Bound: the most that rounding may do. Ablation: what the op does at the precision the "
         "engine declares; beyond 1 x its bound, the bound would be wrong. Local / ablation near 1: "
         "the engine rounds as it says. Bits: elements predicted to the last bit, and those that "

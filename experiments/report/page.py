@@ -1,8 +1,9 @@
 """What a page says, apart from how it looks: verdict, facts, sections with a figure and a table."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import NamedTuple
 
 PASS, FAIL, DOUBT = "pass", "fail", "doubt"
@@ -86,7 +87,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """One question, its answer in words, the figure, the table behind it and how to repeat it."""
+    """One question, its answer in words, the figure, the table behind it and how to repeat it.
+
+    `about`: the prompt that it is of, if the page has several.
+    """
 
     title: str
     words: str
@@ -94,10 +98,20 @@ class Section:
     table: Table | None = None
     command: str = ""
     open_table: bool = False
+    about: str = ""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}, {self.about}" if self.about else self.title
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return re.sub(r"[^a-z0-9]+", "-", self.heading.lower()).strip("-")
+
+
+def about(prompt: str, sections: Iterable[Section]) -> list[Section]:
+    """The same sections, of that prompt."""
+    return [replace(section, about=prompt) for section in sections]
 
 
 @dataclass(frozen=True)
@@ -112,3 +126,8 @@ class Page:
     sections: Sequence[Section]
     command: str
     details: Mapping[str, dict] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> list[tuple[str, list[Section]]]:
+        """Sections that follow each other and are about the same."""
+        return [(about, list(found)) for about, found in groupby(self.sections, lambda s: s.about)]

@@ -40,7 +40,7 @@ def test_every_section_has_a_command_and_every_plot_its_table(failed_run):
 
 
 def test_the_page_says_what_the_judge_knows_beside_errors(failed_run):
-    sections = {s.title: s for s in alignment_page.page(failed_run).sections}
+    sections = {s.heading: s for s in alignment_page.page(failed_run).sections}
     assert sections["Coverage"].table.rows[1:] == [
         ("not looked at", "layers 3-30"),
         ("not looked at", "prefill in batches"),
@@ -60,7 +60,7 @@ def test_the_page_says_what_the_judge_knows_beside_errors(failed_run):
 
 
 def test_a_section_of_one_prompt_repeats_with_that_prompt_alone(failed_run):
-    commands = {s.title: s.command for s in alignment_page.page(failed_run).sections}
+    commands = {s.heading: s.command for s in alignment_page.page(failed_run).sections}
     assert commands["Errors by layer and site, p5_ba"].endswith("experiments.b3_20 --prompt=p5_ba")
 
 
@@ -170,7 +170,7 @@ def test_positions_put_together_show_their_largest_error():
 def test_figures_for_papers_are_images_in_both_forms_and_parts(failed_run, tmp_path):
     page = alignment_page.page(failed_run)
     kept = [
-        s for s in page.sections if s.title.startswith(("Errors by layer and site, p4", "Route"))
+        s for s in page.sections if s.heading.startswith(("Errors by layer and site, p4", "Route"))
     ]
     written = export.write(tmp_path, Page(page.title, "", "", [""], [], kept, ""))
     names = {path.name for path in written}
