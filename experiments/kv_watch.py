@@ -47,7 +47,7 @@ def watch_step(
     geometry = engine.kv_geometry()
     buffers = geometry.k, geometry.v
     if device.reports_accesses:
-        with device.watch() as log:
+        with device.watch(buffers) as log:
             done = step()
         return done, [Access(log.written(buffer), log.read(buffer)) for buffer in buffers]
     kind = KV_TYPES[engine.precision["kv.k"]["store"]]

@@ -194,7 +194,8 @@ class Device(Protocol):
 
     def synchronize(self) -> None: ...
 
-    def watch(self) -> AbstractContextManager[AccessLog]: ...
+    def watch(self, buffers: Sequence[Buffer] | None = None) -> AbstractContextManager[AccessLog]:
+        """Logs what kernels read and write inside the `with`, of `buffers` or of all memory."""
 
 
 def open_device(name: str) -> Device:

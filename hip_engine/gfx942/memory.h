@@ -34,8 +34,10 @@ static i32 resolve(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, u32
 
 static void log_access(Wave* w, const u64* a, u64 exec, u64 size, u32 kind) {
   const u8 mark = (kind != GLOBAL_STORE ? READ_BIT : 0) | (kind != GLOBAL_LOAD ? WRITTEN_BIT : 0);
-  FOR_ACTIVE(i, exec)
+  FOR_ACTIVE(i, exec) {
+    if (a[i] - w->memory->watched >= w->memory->watched_bytes) continue;
     for (u64 b = 0; b < size; b++) *(u8*)(a[i] + b + w->memory->shadow) |= mark;
+  }
 }
 
 static inline int contiguous(const u64* a, u64 exec, u64 size) {
@@ -71,7 +73,7 @@ static const u32 kFourBytesALane[LANES] = {SIXTEEN(0), SIXTEEN(16), SIXTEEN(32),
 static i32 global_lanes(Wave* w, u32 site, i32 row, i32 wide, u64 base, u64 size, u32 kind,
                         Lanes* lanes) {
   if (resolve(w, site, row, wide, base, size, kind, lanes->a)) return 1;
-  if (__builtin_expect(w->memory->watch, 0))
+  if (__builtin_expect(w->memory->watched_bytes != 0, 0))
     log_access(w, lanes->a, exec_of(w), size, kind);
   if (__builtin_expect(w->counters != 0, 0))
     count_access(w, site, lanes->a, exec_of(w), size, kind);
@@ -167,7 +169,7 @@ static i32 buffer_lanes(Wave* w, u32 site, i32 row, u32 flags, u32 descriptor, u
       if (!find_range(w->memory, lanes->a[i], size, range))
         return fault(w, site, i, lanes->a[i], kind);
   }
-  if (__builtin_expect(w->memory->watch, 0))
+  if (__builtin_expect(w->memory->watched_bytes != 0, 0))
     log_access(w, lanes->a, inside, size, kind);
   if (__builtin_expect(w->counters != 0, 0))
     count_access(w, site, lanes->a, inside, size, kind);

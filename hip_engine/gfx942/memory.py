@@ -8,6 +8,7 @@ byte per byte: read and written while an access log is open, and defined under t
 import bisect
 import ctypes
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,7 +30,8 @@ class MemoryTable(ctypes.Structure):
         ("count", ctypes.c_uint64),
         ("begin", ctypes.c_void_p),
         ("end", ctypes.c_void_p),
-        ("watch", ctypes.c_uint64),
+        ("watched", ctypes.c_uint64),
+        ("watched_bytes", ctypes.c_uint64),
         ("shadow", ctypes.c_int64),
         ("base", ctypes.c_uint64),
         ("touched", ctypes.c_uint64),
@@ -169,6 +171,19 @@ class Memory:
 
     def log(self, buffer: Buffer) -> np.ndarray:
         return self._log[self.span(buffer, 0, buffer.nbytes)]
+
+    def watch(self, buffers: Sequence[Buffer] | None) -> None:
+        """Log accesses from now on: to these and what lies between them, or to all memory."""
+        self.clear_log()
+        if buffers is None:
+            self.table.watched, self.table.watched_bytes = self.base, ARENA_BYTES
+        else:
+            begin = min(b.address for b in buffers)
+            end = max(b.address + b.nbytes for b in buffers)
+            self.table.watched, self.table.watched_bytes = begin, end - begin
+
+    def unwatch(self) -> None:
+        self.table.watched_bytes = 0
 
     def clear_log(self) -> None:
         """Forget every logged access, keep what is defined."""

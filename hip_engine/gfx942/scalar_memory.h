@@ -25,7 +25,7 @@ static u32* scalar_place(Wave* w, u32 site, u64 address, u64 size, u32 kind, int
     if (how != WRITTEN_BIT) w->counters->by_buffer[range->index][0] += size;
     if (how != READ_BIT) w->counters->by_buffer[range->index][1] += size;
   }
-  if (__builtin_expect(w->memory->watch, 0))
+  if (__builtin_expect(address - w->memory->watched < w->memory->watched_bytes, 0))
     for (u64 b = 0; b < size; b++)
       *log_of(w, address + b) |= how == ATOMIC_ACCESS ? READ_BIT | WRITTEN_BIT : how;
   return (u32*)address;

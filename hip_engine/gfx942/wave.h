@@ -24,11 +24,12 @@ enum {
 enum { SHARED_APERTURE = 0x00010000, PRIVATE_APERTURE = 0x00020000 };
 enum { READ_BIT = 1, WRITTEN_BIT = 2, DEFINED_BIT = 4 };
 
-// Live allocations, sorted by address; `shadow` is the distance to one log byte a byte.
+// Live allocations, sorted by address; `shadow` is the distance to one log byte a byte. Accesses
+// to `watched_bytes` from `watched` on are logged; 0 while nobody watches.
 typedef struct {
   u64 count;
   const u64 *begin, *end;
-  u64 watch;
+  u64 watched, watched_bytes;
   int64_t shadow;
   u64 base, touched;  // start of the arena, and of its race records
 } Memory;

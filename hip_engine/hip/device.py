@@ -187,7 +187,7 @@ class HipDevice:
         """
         self.hip.call("hipDeviceSynchronize")
 
-    def watch(self) -> AbstractContextManager[AccessLog]:
+    def watch(self, buffers: Sequence[Buffer] | None = None) -> AbstractContextManager[AccessLog]:
         raise DeviceUnavailable(
             "a GPU does not report what its kernels read and write: use --device=emulated"
         )

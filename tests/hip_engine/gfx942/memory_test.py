@@ -119,6 +119,21 @@ def test_the_access_log_holds_exactly_the_bytes_touched(fresh):
         fresh.free(buffer)
 
 
+def test_of_buffers_that_are_named_only_those_are_logged(fresh):
+    kernel = fresh.load(objects.hip(TOUCH))["touch"]
+    buffers = [fresh.allocate(n, "array") for n in (16 * 80, 200, 64, 16, 64)]
+    *_, halves, counter, uniform = buffers
+    with fresh.watch([halves, counter, uniform]) as log:
+        fresh.launch(kernel, (1, 1, 1), (70, 1, 1), [*buffers, 4])
+    assert np.flatnonzero(log.written(halves)).tolist() == [22, 23]
+    assert np.flatnonzero(log.written(counter)).tolist() == [4, 5, 6, 7]
+    assert np.flatnonzero(log.read(uniform)).tolist() == [36, 37, 38, 39]
+    for buffer in buffers[:2]:
+        assert not log.read(buffer).any() and not log.written(buffer).any()
+    for buffer in buffers:
+        fresh.free(buffer)
+
+
 def test_a_new_watch_forgets_the_last(fresh):
     kernel = fresh.load(objects.hip("KERNEL one(int* p, int i) { p[i] = 1; }"))["one"]
     buffer = fresh.allocate(64, "array")
