@@ -102,8 +102,9 @@ def test_finished_cells_are_not_run_again_at_the_same_commit(place, monkeypatch)
 
 def start(folder: Path, *labels: str, flags: tuple[str, ...] = ()) -> subprocess.Popen:
     suite = write_suite(folder, *labels)
-    command = [sys.executable, "-m", "tests.experiments.fake_cell", f"--suite={suite}"]
-    command += [f"--out_dir={folder / 'out'}", *flags]
+    # A shell's background job ignores Ctrl-C, and so would what it starts.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "tests.experiments.fake_cell"]
+    command += [f"--suite={suite}", f"--out_dir={folder / 'out'}", *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
