@@ -63,7 +63,11 @@ def helps() -> list[Command]:
 
 IN_PAGES = [command for page in PAGES for command in read(page.name, page.read_text("utf-8"))]
 EVERYWHERE = list({command.text: command for command in (*IN_PAGES, *helps())}.values())
-RUN = [c for c in EVERYWHERE if c in IN_PAGES and not any(word in c.text for word in ELSEWHERE)]
+RUN = [
+    command
+    for command in {command.text: command for command in IN_PAGES}.values()
+    if not any(word in command.text for word in ELSEWHERE)
+]
 
 
 def test_there_are_commands_to_check():

@@ -4,6 +4,7 @@ import numpy as np
 
 from greta_jax.graph import INPUTS
 from greta_jax.hypotheses.question import Hypothesis, Question, named
+from greta_jax.precision import stored
 
 PAGES = (16, 64, 256)
 
@@ -26,6 +27,16 @@ def cached_before_the_rotation(q: Question):
 def cached_for_each_other(q: Question):
     """K's cache gets v, V's cache the rotated k."""
     return _cached_from(q, "attn.v" if q.site == "kv.k" else "attn.k_rope")
+
+
+def _rounded_to(dtype: str) -> Hypothesis:
+    def hypothesis(q: Question):
+        tensor = np.asarray(q.inputs[INPUTS[q.site][0]], np.float64)
+        return _cached(q, np.asarray(stored(tensor, dtype), np.float64))
+
+    hypothesis.__name__ = f"stored_in_{dtype}"
+    hypothesis.__doc__ = f"A cache that is declared wider holds {dtype}."
+    return hypothesis
 
 
 def stored_at_half(q: Question):
@@ -100,6 +111,7 @@ CACHED = named(
     kv_heads_stored_reversed,
     head_stride_short_by_a_slot,
     *map(_stale_page, PAGES),
+    *map(_rounded_to, ("float16", "bfloat16")),
 )
 CACHED_K = CACHED | named(cached_before_the_rotation)
 SHOWS = {

@@ -379,7 +379,7 @@ def test_the_engine_errs_as_declared_and_its_cache_explains_most(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fault, explanation",
-    [("scores_in_fp16", "score=fp16"), ("newest_key_dropped", "unexplained")],
+    [("fp32_cache_of_fp16_numbers", "kv=fp16"), ("newest_key_dropped", "unexplained")],
 )
 def test_a_faulty_engine_departs_and_the_fault_is_a_choice_or_not(tmp_path, fault, explanation):
     arguments = ("--factors=kv=fp16,score=fp16,compute=fp16", "--compare=engine", "--quiet")

@@ -188,6 +188,18 @@ ATTENTION = (
         run={"route": "manual/mfma"},
     ),
     Fault(
+        "fp32_cache_of_fp16_numbers",
+        patches=patch(
+            "kv_view.h",
+            "  static_cast<Cache*>(slab)[at] = CacheType<Cache>::From(x);",
+            "  x = static_cast<float>(static_cast<_Float16>(x));\n"
+            "  static_cast<Cache*>(slab)[at] = CacheType<Cache>::From(x);",
+        ),
+        found_at=(0, "kv.k"),
+        named="stored_in_float16",
+        options={"kv_dtype": "float32"},
+    ),
+    Fault(
         "fp8_stored_as_fn",
         patches=patch(
             "kv_view.h",
