@@ -58,13 +58,12 @@ def run(
                 with clock.stage("oracle pass", prompt):
                     references[prompt] = both.reference(prompt)
         chosen = [references[prompt] for prompt in both.config.prompt]
-        with contextlib.ExitStack() as stack:
-            if every_route:
-                beside = route_matrix.others_beside(both.config, both.fault, engine, chosen)
-                answers = stack.enter_context(beside)
+        asked = both.config, both.fault, engine, chosen
+        beside = route_matrix.others_beside(*asked) if every_route else contextlib.nullcontext()
+        with beside as answers:
             for reference in chosen:
                 _judge(both, engine, reference, alignment, clock, bundles)
-            if every_route:
+            if answers:
                 with clock.stage("other routes, the rest"):
                     found = route_matrix.rows(both.config, engine, alignment.results, answers)
                     alignment.routes.extend(found)
